@@ -1,0 +1,7 @@
+"""`python -m unlocked`."""
+
+import sys
+
+from unlocked.cli import main
+
+sys.exit(main())
