@@ -1,0 +1,46 @@
+"""The estimator's algebra: how far the target points along the guess, and that much of the guess.
+
+Stands inside `train` on the road configs -> plan -> train -> record -> item. It is the only place where the
+coefficient is written; `forward_mode` gets the inner product without the target and takes the rest from here.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+EPSILON = 1e-16
+
+
+def project(target: Tensor, guess: Tensor, *, per_sample: bool, normalise: bool = True, eps: float = EPSILON) -> Tensor:
+    """`c G` with `c = <T, G> / (‖G‖² + eps)`, or `c = <T, G>` without `normalise`.
+
+    target, guess: the same shape. per_sample: one c for every entry of the first dimension, else one for the whole
+    tensor. Normalised, it is the projection of the target on the guess (a zero guess gives zero, and a guess with
+    ‖G‖² near `eps` is shrunk); otherwise it is unbiased for a guess of zero mean and unit covariance. Same shape back.
+    """
+    return scale(coefficient(target, guess, per_sample=per_sample, normalise=normalise, eps=eps), guess)
+
+
+def coefficient(
+    target: Tensor, guess: Tensor, *, per_sample: bool, normalise: bool = True, eps: float = EPSILON
+) -> Tensor:
+    """The c of `project`: shape (N,) per sample, else ()."""
+    return from_inner(inner(target, guess, per_sample), guess, per_sample=per_sample, normalise=normalise, eps=eps)
+
+
+def from_inner(
+    product: Tensor, guess: Tensor, *, per_sample: bool, normalise: bool = True, eps: float = EPSILON
+) -> Tensor:
+    """The c of `project`, given `<T, G>` as `product`, shape (N,) per sample, else ()."""
+    return product / (inner(guess, guess, per_sample) + eps) if normalise else product
+
+
+def inner(left: Tensor, right: Tensor, per_sample: bool) -> Tensor:
+    """The inner product of two tensors of one shape: shape (N,), one per entry of the first dimension, or ()."""
+    product = left * right
+    return product.flatten(1).sum(1) if per_sample else product.sum()
+
+
+def scale(coefficient: Tensor, guess: Tensor) -> Tensor:
+    """`c G`, where `c` is () or has one entry per entry of the first dimension of `G`."""
+    return coefficient.reshape(*coefficient.shape, *(1 for _ in guess.shape[coefficient.dim() :])) * guess
