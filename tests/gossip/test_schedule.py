@@ -1,0 +1,162 @@
+"""The events of a run: the laws of the Poisson clocks, common random numbers, levels and cuts."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unlocked.gossip import schedule as schedules
+from unlocked.gossip import topology
+from unlocked.gossip.schedule import COMMUNICATION, GRADIENT, Schedule
+
+GRAPHS = ("ring", "exponential", "complete", "star")
+
+
+@st.composite
+def small_schedules(draw: st.DrawFn) -> Schedule:
+    """Poisson events of 3 to 9 workers."""
+    graph = topology.build(draw(st.sampled_from(("ring", "complete", "star", "path"))), draw(st.integers(3, 9)))
+    rate, gradients = draw(st.sampled_from((0.3, 1.0, 4.0))), draw(st.integers(1, 60))
+    return schedules.poisson(graph, rate, gradients, draw(st.integers(0, 10_000)))
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("rate", [0.5, 2.0])
+def test_counts_follow_the_theory(name: str, rate: float) -> None:
+    """Gradients per worker and communications per edge lie within 5 sigma of their expectation, and vary."""
+    workers, gradients = 16, 40_000
+    graph = topology.build(name, workers)
+    events = schedules.poisson(graph, rate, gradients, seed=7)
+    duration = events.time[-1]
+    assert duration == pytest.approx(gradients / workers, abs=5 * gradients**0.5 / workers)
+    per_worker = events.gradients_per_worker()
+    assert per_worker.sum() == events.gradients == gradients
+    expected = gradients / workers
+    assert np.abs(per_worker - expected).max() < 5 * expected**0.5
+    assert per_worker.std() > 0.3 * expected**0.5
+    counted, rates = events.communications_per_edge(), topology.edge_rates(graph, rate)
+    assert set(counted) == set(rates)
+    z = np.array([(counted[e] - rates[e] * duration) / (rates[e] * duration) ** 0.5 for e in rates])
+    assert np.abs(z).max() < 5
+    assert 0.3 < (z**2).mean() < 2.5  # chi-square over the edges: neither too wild nor too tame
+
+
+def test_waiting_times_are_exponential() -> None:
+    """Mean and deviation of one worker's waiting times are both 1, and of all communications both 2/(n rate)."""
+    events = schedules.poisson(topology.build("ring", 8), 2.0, 40_000, seed=1)
+    for times, mean in (
+        (events.time[(events.kind == GRADIENT) & (events.i == 3)], 1.0),
+        (events.time[events.kind == COMMUNICATION], 2 / (8 * 2.0)),
+    ):
+        waits = np.diff(times)
+        assert waits.mean() == pytest.approx(mean, rel=5 / len(waits) ** 0.5)
+        assert waits.std() == pytest.approx(mean, rel=10 / len(waits) ** 0.5)
+
+
+@given(events=small_schedules())
+def test_a_schedule_is_well_formed(events: Schedule) -> None:
+    """Times ascend, the last event is a gradient, peers are distinct workers, gradients have none."""
+    talks = events.kind == COMMUNICATION
+    assert (np.diff(events.time) >= 0).all()
+    assert events.time[0] > 0
+    assert events.kind[-1] == GRADIENT
+    assert (events.j[~talks] == -1).all()
+    assert (events.i[talks] != events.j[talks]).all()
+    assert events.i.min() >= 0
+    assert max(events.i.max(), events.j.max()) < events.workers
+    assert len(events) == events.gradients + sum(events.communications_per_edge().values())
+
+
+def gradient_events(events: Schedule) -> tuple[np.ndarray, np.ndarray]:
+    """Times and workers of the gradients."""
+    computes = events.kind == GRADIENT
+    return events.time[computes], events.i[computes]
+
+
+def test_gradients_do_not_depend_on_graph_or_rate() -> None:
+    """Common random numbers: the same gradient events on every graph at every rate, others for another seed."""
+    first = gradient_events(schedules.poisson(topology.build("ring", 16), 1.0, 500, seed=3))
+    for name, rate in (("complete", 1.0), ("exponential", 2.0), ("star", 0.1)):
+        other = gradient_events(schedules.poisson(topology.build(name, 16), rate, 500, seed=3))
+        np.testing.assert_array_equal(first, other)
+    reseeded = gradient_events(schedules.poisson(topology.build("ring", 16), 1.0, 500, seed=4))
+    assert not np.array_equal(first, reseeded)
+
+
+def test_a_longer_schedule_starts_like_a_shorter_one() -> None:
+    """The number of gradients does not change the earlier ones' times."""
+    graph = topology.build("ring", 4)
+    short, long = (gradient_events(schedules.poisson(graph, 1.0, n, seed=2))[0] for n in (50, 100))
+    np.testing.assert_allclose(short, long[:50])
+
+
+def test_draw_by_name() -> None:
+    """`poisson` by its name gives the same events."""
+    graph = topology.build("ring", 4)
+    one, two = schedules.draw("poisson", graph, 1.0, 30, 5), schedules.poisson(graph, 1.0, 30, 5)
+    np.testing.assert_array_equal(one.time, two.time)
+
+
+@given(events=small_schedules(), bounds=st.tuples(st.floats(0, 1), st.floats(0, 1)))
+def test_levels_keep_what_matters(events: Schedule, bounds: tuple[float, float]) -> None:
+    """Levels cover a range once, hold no worker twice, and keep every worker's own order."""
+    start, stop = sorted(int(b * len(events)) for b in bounds)
+    seen: list[int] = []
+    order: dict[int, list[int]] = {w: [] for w in range(events.workers)}
+    for gradients, talks in schedules.levels(events, range(start, stop)):
+        assert (events.kind[gradients] == GRADIENT).all()
+        assert (events.kind[talks] == COMMUNICATION).all()
+        members = [*gradients.tolist(), *talks.tolist()]
+        busy = [w for k in members for w in (events.i[k], events.j[k]) if w >= 0]
+        assert members
+        assert len(busy) == len(set(busy))
+        seen += members
+        for k in members:
+            for worker in {int(events.i[k]), int(events.j[k])} - {-1}:
+                order[worker].append(k)
+    assert sorted(seen) == list(range(start, stop))
+    assert all(mine == sorted(mine) for mine in order.values())
+
+
+def test_levels_run_together_what_can() -> None:
+    """On a large ring a level holds many gradients on average."""
+    events = schedules.poisson(topology.build("ring", 64), 1.0, 6400, seed=0)
+    sizes = [len(gradients) for gradients, _ in schedules.levels(events, range(len(events)))]
+    assert np.mean([s for s in sizes if s]) > 10
+
+
+@given(events=small_schedules(), data=st.data())
+def test_cuts_end_at_their_gradient(events: Schedule, data: Any) -> None:
+    """Ranges are consecutive; each ends right after the gradient that completes its number."""
+    counts = sorted(data.draw(st.sets(st.integers(0, events.gradients), min_size=1, max_size=6)))
+    ranges = events.cut(counts)
+    assert len(ranges) == len(counts)
+    assert ranges[0].start == 0
+    assert all(a.stop == b.start for a, b in pairwise(ranges))
+    for span, count in zip(ranges, counts, strict=True):
+        assert (events.kind[: span.stop] == GRADIENT).sum() == count
+        assert count == 0 or events.kind[span.stop - 1] == GRADIENT
+
+
+def test_the_last_cut_is_the_end() -> None:
+    """All gradients mean all events."""
+    events = schedules.poisson(topology.build("ring", 5), 3.0, 100, seed=1)
+    assert events.cut([30, 100])[-1].stop == len(events)
+
+
+def test_communications_per_edge_by_hand() -> None:
+    """Pairs are counted whichever way round they are written."""
+    events = Schedule(
+        workers=3,
+        kind=np.array([1, 1, 0, 1], np.uint8),
+        time=np.arange(4.0),
+        i=np.array([0, 1, 2, 2], np.int32),
+        j=np.array([1, 0, -1, 1], np.int32),
+    )
+    assert events.communications_per_edge() == {(0, 1): 2, (1, 2): 1}
+    assert events.gradients_per_worker().tolist() == [0, 0, 1]
