@@ -1,0 +1,167 @@
+"""`unlocked plan | data | train | item`: the road's steps as commands. The rules of the workflow call these."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from unlocked import config
+from unlocked.errors import DataError, SettingError
+
+
+def runtime_settings(arguments: argparse.Namespace) -> dict[str, Any]:
+    """`--runtime key=value` pairs as a mapping."""
+    return dict(config.from_dotlist(arguments.runtime or []))
+
+
+def read_plan(arguments: argparse.Namespace) -> Any:
+    """The plan that the options name."""
+    from unlocked.plan import Plan
+
+    return Plan(arguments.scale, arguments.set or [], runtime_settings(arguments))
+
+
+def human_time(seconds: float) -> str:
+    """`35 s`, `12 min`, `3.4 h`, `12 d`."""
+    for limit, divisor, unit in ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h")):
+        if seconds < limit:
+            value = seconds / divisor
+            return f"{value:.0f} {unit}" if value >= 10 or unit == "s" else f"{value:.1f} {unit}"
+    return f"{seconds / 86400:.0f} d"
+
+
+def command_plan(arguments: argparse.Namespace) -> None:
+    """Print every item and run with its expected cost."""
+    described = read_plan(arguments).describe(arguments.paper)
+    if arguments.json:
+        print(json.dumps(described, indent=1))
+        return
+    total = described["total"]
+    print(f"scale {described['scale']}: {described['about']}")
+    for item in described["items"]:
+        print(f"  {item['name']:<40} {len(item['runs']):>5} runs  {item['title']}")
+    print("runs")
+    for run in described["runs"]:
+        cost = f"{run['gradients']:>9} gradients {human_time(run['seconds']):>8} {run['memory_mb']:>7} MB"
+        print(f"  {run['id']:<60} {cost}")
+    print(
+        f"{total['items']} items, {total['runs']} runs, {total['gradients']} gradients, about "
+        f"{human_time(total['seconds'])} on one {'GPU' if arguments.gpu else 'core'} (to a factor of two)"
+    )
+
+
+def command_data(arguments: argparse.Namespace) -> None:
+    """Find, check and describe data sets; the description can be written to a file."""
+    from unlocked.vision import data
+
+    for name in arguments.names:
+        found = data.load(name, arguments.root)
+        described = {
+            "name": name,
+            "source": found.source,
+            "checksum": found.checksum,
+            "train": len(found.train),
+            "test": len(found.test),
+            "classes": found.classes,
+        }
+        text = json.dumps(described, indent=1)
+        if arguments.out:
+            arguments.out.parent.mkdir(parents=True, exist_ok=True)
+            arguments.out.write_text(text + "\n")
+        print(text)
+
+
+def command_train(arguments: argparse.Namespace) -> None:
+    """Train the runs of config files, or those of one job of the plan; write the job's index when all are there."""
+    from unlocked import train
+
+    if arguments.batch:
+        plan = read_plan(arguments)
+        from unlocked.errors import choose
+
+        batch = plan.batches[choose("batch", arguments.batch, plan.batches)]
+        runs = [plan.runs[name] for name in batch.runs]
+        items = {n: [i.name for i in plan.items.values() if n in i.runs] for n in batch.runs}
+    elif arguments.configs:
+        runs, items = [config.from_file(path) for path in arguments.configs], {}
+    else:
+        raise SettingError("train", "", "needs config files, or --scale and --batch")
+    done = train.train(runs, arguments.results, items)
+    print(f"{len(done)} of {len(runs)} runs trained, {len(runs) - len(done)} already there")
+    if arguments.index:
+        arguments.index.parent.mkdir(parents=True, exist_ok=True)
+        arguments.index.write_text("".join(f"{config.run_id(run)}\n" for run in runs))
+
+
+def command_item(arguments: argparse.Namespace) -> None:
+    """Draw figures and write tables from the records."""
+    from unlocked.items.build import build
+
+    plan = read_plan(arguments)
+    for name in arguments.names:
+        for path in build(plan.item(name), plan, arguments.results, arguments.figures):
+            print(path)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="unlocked", description="From config to figure, step by step.")
+    commands = top.add_subparsers(dest="command", required=True)
+
+    planned = argparse.ArgumentParser(add_help=False)
+    planned.add_argument("--scale", default="quick", help="quick, reduced, paper (default: quick)")
+    planned.add_argument("--set", nargs="*", metavar="KEY=VALUE", help="change the scale, e.g. seeds=[0,1,2]")
+    planned.add_argument("--runtime", nargs="*", metavar="KEY=VALUE", help="how runs are executed, e.g. device=cuda")
+    stored = argparse.ArgumentParser(add_help=False)
+    stored.add_argument("--results", type=Path, default=Path("results"), help="folder of the run records")
+    stored.add_argument("--figures", type=Path, default=Path("paper_figures"), help="folder of the tables and figures")
+
+    plan = commands.add_parser("plan", parents=[planned], help="list items and runs with their cost")
+    plan.add_argument("--paper", choices=list(config.RUNS))
+    plan.add_argument("--json", action="store_true")
+    plan.set_defaults(action=command_plan)
+
+    data = commands.add_parser("data", help="find and check data sets")
+    data.add_argument("names", nargs="+")
+    data.add_argument("--root", default="data", help="folder of the data sets")
+    data.add_argument("--out", type=Path, help="write the description here")
+    data.set_defaults(action=command_data)
+
+    train = commands.add_parser("train", parents=[planned, stored], help="train runs")
+    train.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="resolved run configs")
+    train.add_argument("--batch", help="a job of the plan instead of config files")
+    train.add_argument("--index", type=Path, help="list the runs here when all records are there")
+    train.set_defaults(action=command_train)
+
+    item = commands.add_parser("item", parents=[planned, stored], help="draw figures, write tables")
+    item.add_argument("names", nargs="+", metavar="NAME", help="e.g. acid_figure_5")
+    item.set_defaults(action=command_item)
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; an error that a person can act on is one line, an interruption ends as the shell expects."""
+    parsed = parser().parse_args(arguments)
+    parsed.gpu = any(str(text).startswith("device=cuda") for text in getattr(parsed, "runtime", None) or [])
+    try:
+        parsed.action(parsed)
+    except (SettingError, DataError) as error:
+        print(f"unlocked: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        number = getattr(error, "number", None)  # of tracking.Interrupted, which is not imported: it costs a second
+        if number is None:
+            raise
+        print(f"unlocked: {error}; a checkpoint is kept and the next call continues", file=sys.stderr)
+        return 128 + number
+    return 0
