@@ -1,0 +1,27 @@
+"""Training: one rule, one job per batch of runs."""
+
+road.drop_stale_indexes(setup)
+
+
+rule train:
+    """Train a batch of runs in one process; runs whose record holds are not trained again."""
+    input:
+        lambda w: road.data_files(setup, plan.batches[w.batch]),
+    output:
+        str(setup.results / "{scale}" / "{paper}" / "batches" / "{batch}.txt"),
+    log:
+        str(setup.results / "{scale}" / "{paper}" / "logs" / "{batch}.log"),
+    benchmark:
+        str(setup.results / "{scale}" / "{paper}" / "benchmarks" / "{batch}.tsv")
+    conda:
+        "../../environment.yml"
+    threads: dict(setup.runtime).get("threads", 1)
+    resources:
+        mem_mb=lambda w, attempt: attempt * 2 * road.cost_of(setup, plan.batches[w.batch]).memory_mb,
+        runtime=lambda w, attempt: attempt * (10 + int(road.cost_of(setup, plan.batches[w.batch]).seconds / 20)),
+    params:
+        options=setup.options,
+        code=lambda w: plan.batches[w.batch].code,
+    shell:
+        "OMP_NUM_THREADS={threads} python -m unlocked train --batch {wildcards.batch} {params.options} "
+        "--index {output:q} > {log:q} 2>&1"
