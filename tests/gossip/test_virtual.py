@@ -523,7 +523,7 @@ def test_batch_norm_modes_run_and_differ(batch_norm_metrics: dict[str, record.Re
 def test_statistics_of_the_average(tiny_run: Any, data_of: Any) -> None:
     """average: the mean of all workers' buffers; worker0: the first worker's."""
     run = tiny_run({"model.name": "resnet18", "model.width": 0.0625, "batch_norm": "average"})
-    engine = advance_all(training := virtual.Training(run, data_of(run)))
+    advance_all(training := virtual.Training(run, data_of(run)))
     buffers = training.networks.buffers()
     name = next(n for n in buffers[0] if n.endswith("running_mean"))
     assert not torch.equal(buffers[0][name], buffers[1][name])

@@ -54,8 +54,19 @@ def gamma(clock: Clock, draws: np.random.Generator, count: int) -> np.ndarray:
 
 def trace(clock: Clock, draws: np.random.Generator, count: int) -> np.ndarray:
     """Measured durations, resampled and scaled to mean 1."""
-    measured = np.loadtxt(str(clock.trace), ndmin=1)
+    measured = read_trace(str(clock.trace))
     return draws.choice(measured / measured.mean(), count)
+
+
+def read_trace(path: str) -> np.ndarray:
+    """The durations of a trace, in seconds; `SettingError` unless they are positive numbers, white space between."""
+    try:
+        measured = np.array([float(word) for word in Path(path).read_text().split()])
+    except ValueError as error:
+        raise SettingError("clock.trace", path, f"must hold durations in seconds ({error})") from None
+    if not len(measured) or not (measured > 0).all() or not np.isfinite(measured).all():
+        raise SettingError("clock.trace", path, "must hold one positive duration in seconds or more")
+    return measured
 
 
 LAWS: dict[str, Callable[[Clock, np.random.Generator, int], np.ndarray]] = {
@@ -68,6 +79,8 @@ def check(clock: Clock, workers: int) -> None:
     choose("clock.law", clock.law, LAWS)
     if clock.law == "trace" and not (clock.trace and Path(clock.trace).is_file()):
         raise SettingError("clock.trace", clock.trace, "law: trace needs a text file of durations in seconds")
+    if clock.law == "trace":
+        read_trace(clock.trace)
     for name in ("variation", "slow_factor", "gradient_seconds", "away_time"):
         if not 0 < getattr(clock, name) < float("inf"):
             raise SettingError(f"clock.{name}", getattr(clock, name), "must be positive and finite")

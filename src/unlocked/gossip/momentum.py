@@ -64,18 +64,27 @@ def mix_(x: Any, x_tilde: Any, eta: float, elapsed: Any) -> None:
     if eta == 0:
         return
     difference = x_tilde - x
-    difference *= weight
-    x += difference
-    x_tilde -= difference
+    add_(x, difference, weight)
+    add_(x_tilde, difference, -weight)
 
 
-def average_(x: Any, x_tilde: Any, difference: Any, constants: Constants) -> None:
-    """One side of an averaging, in place: with `difference` = own x minus the peer's x,
+def add_(target: Any, value: Any, factor: Any) -> None:
+    """`target += factor value` in place; on tensors in one pass over memory. `factor`: a number or a column (k, 1)."""
+    if not hasattr(target, "addcmul_"):
+        target += factor * value
+    elif isinstance(factor, float):
+        target.add_(value, alpha=factor)
+    else:
+        target.addcmul_(value, factor)
+
+
+def average_(x: Any, x_tilde: Any, difference: Any, constants: Constants, side: int = 1) -> None:
+    """One side of an averaging, in place: with `difference` = own x minus the peer's x (`side` 1) or its negative (-1),
     `x -= alpha difference`, `x~ -= alpha_tilde difference`.
     """
-    x -= constants.alpha * difference
+    add_(x, difference, -side * constants.alpha)
     if constants.momentum:
-        x_tilde -= constants.alpha_tilde * difference
+        add_(x_tilde, difference, -side * constants.alpha_tilde)
 
 
 def communicate_(
@@ -99,13 +108,18 @@ def communicate_(
     sent_i, sent_j = (x_i + 0, x_j + 0) if late else (x_i, x_j)
     mix_(x_i, x_tilde_i, constants.eta, elapsed_i)
     mix_(x_j, x_tilde_j, constants.eta, elapsed_j)
-    from_j, from_i = x_i - sent_j, x_j - sent_i
-    average_(x_i, x_tilde_i, from_j, constants)
-    average_(x_j, x_tilde_j, from_i, constants)
+    if late:
+        from_j, from_i = x_i - sent_j, x_j - sent_i
+        average_(x_i, x_tilde_i, from_j, constants)
+        average_(x_j, x_tilde_j, from_i, constants)
+    else:
+        from_j = x_i - x_j
+        average_(x_i, x_tilde_i, from_j, constants)
+        average_(x_j, x_tilde_j, from_j, constants, side=-1)
 
 
-def descend_(x: Any, x_tilde: Any, step: Any, constants: Constants) -> None:
-    """A gradient step, in place: the same `step` (learning rate times direction) moves `x` and `x_tilde`."""
-    x -= step
+def descend_(x: Any, x_tilde: Any, direction: Any, constants: Constants, rate: Any = 1.0) -> None:
+    """A gradient step, in place: the same `rate direction` moves `x` and `x_tilde`. `rate`: a number or a column."""
+    add_(x, direction, -rate)
     if constants.momentum:
-        x_tilde -= step
+        add_(x_tilde, direction, -rate)

@@ -27,7 +27,7 @@ BLOCK = 128  # steps whose noise is drawn at a time
 
 
 class Quadratic:
-    """The engine's source: gradients `a (x - b_i) + noise`, the same noise for a worker's k-th gradient in every method.
+    """The engine's source: gradients `a (x - b_i) + noise`, the same for a worker's k-th gradient in every method.
 
     `a` runs evenly from .1 to 1 over the `dimension` coordinates. `b` is 0 (`heterogeneous: false`), or standard
     normal with mean zero over workers.
@@ -41,19 +41,21 @@ class Quadratic:
         if q.heterogeneous:
             drawn = seeding.generator(self.seed, "optima").standard_normal(self.b.shape)
             self.b = torch.from_numpy(drawn - drawn.mean(0))
-        self._blocks: dict[int, tuple[int, np.ndarray]] = {}
+        self._drawn = np.full(run.workers, -1)  # which block of every worker's noise `_blocks` holds
+        self._blocks = np.empty((run.workers, BLOCK, self.dimension))
 
-    def _noise(self, worker: int, step: int) -> np.ndarray:
-        number, position = divmod(step, BLOCK)
-        if self._blocks.get(worker, (-1, None))[0] != number:
-            draws = seeding.generator(self.seed, "gradient noise", worker, number)
-            self._blocks[worker] = number, draws.standard_normal((BLOCK, self.dimension))
-        return self._blocks[worker][1][position]
+    def _noise(self, workers: list[int], steps: list[int]) -> np.ndarray:
+        """Standard normal (k, d), a function of the seed, the worker and the step."""
+        numbers, positions = np.divmod(steps, BLOCK)
+        for worker, number in zip(workers, numbers.tolist(), strict=True):
+            if self._drawn[worker] != number:
+                draws = seeding.generator(self.seed, "gradient noise", worker, number)
+                self._blocks[worker], self._drawn[worker] = draws.standard_normal((BLOCK, self.dimension)), number
+        return self._blocks[workers, positions]
 
     def batches(self, workers: list[int], steps: list[int]) -> tuple[Tensor, Tensor]:
         """Optima and noise, (k, d) each."""
-        noise = np.stack([self._noise(w, s) for w, s in zip(workers, steps, strict=True)])
-        return self.b[workers], torch.from_numpy(self.noise * noise)
+        return self.b[workers], torch.from_numpy(self.noise * self._noise(workers, steps))
 
     def one(self, worker: int, batch: Any) -> tuple[Tensor, Tensor]:
         """The engine is asked for stacks only."""
@@ -120,7 +122,11 @@ class Training:
         metrics["distance_to_optimum"] = float(mean.square().sum())
         if (loss := self.engine.mean_loss()) is not None:
             metrics["train_loss"] = loss
-        return Measurement(metrics, int(self.engine.steps.sum()), 0.0, time)
+        # where there are no gradients to count, averagings are the steps
+        done = (
+            int(self.engine.steps.sum()) if self.run.study == "quadratic" else self.cuts[spans - 1].stop * (spans > 0)
+        )
+        return Measurement(metrics, done, 0.0, time)
 
     def counts(self) -> dict[str, Any]:
         """Events of the whole run."""

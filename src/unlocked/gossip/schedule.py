@@ -74,15 +74,20 @@ class Schedule:
 def merge(
     workers: int, gradient_time: np.ndarray, computes: np.ndarray, talk_time: np.ndarray, pairs: np.ndarray
 ) -> Schedule:
-    """A schedule from gradients (times, workers) and communications (times, pairs (k, 2)), each in order of time."""
+    """A schedule from gradients (times, workers) and communications (times, pairs (k, 2)), each in order of time.
+
+    At the same moment gradients come first: the averaging that a gradient makes due averages its result. Nothing
+    comes after the last gradient.
+    """
     talks, gradients = len(talk_time), len(gradient_time)
-    order = np.argsort(np.concatenate([talk_time, gradient_time]), kind="stable")
+    order = np.argsort(np.concatenate([gradient_time, talk_time]), kind="stable")
+    order = order[: int(np.flatnonzero(order == gradients - 1)[0]) + 1]
     return Schedule(
         workers=workers,
-        kind=np.repeat(np.array([COMMUNICATION, GRADIENT], np.uint8), [talks, gradients])[order],
-        time=np.concatenate([talk_time, gradient_time])[order],
-        i=np.concatenate([pairs[:, 0], computes]).astype(np.int32)[order],
-        j=np.concatenate([pairs[:, 1], np.full(gradients, -1)]).astype(np.int32)[order],
+        kind=np.repeat(np.array([GRADIENT, COMMUNICATION], np.uint8), [gradients, talks])[order],
+        time=np.concatenate([gradient_time, talk_time])[order],
+        i=np.concatenate([computes, pairs[:, 0]]).astype(np.int32)[order],
+        j=np.concatenate([np.full(gradients, -1), pairs[:, 1]]).astype(np.int32)[order],
     )
 
 
@@ -121,7 +126,8 @@ class Matchmaker:
     """
 
     def __init__(self, graph: nx.Graph, clock: Clock, seed: int, message: float) -> None:
-        self.neighbours = {i: list(graph.neighbors(i)) for i in graph}
+        # a neighbour that counts twice is drawn twice as often
+        self.neighbours = {i: [j for j, edge in graph.adj[i].items() for _ in range(edge["weight"])] for i in graph}
         self.owed = dict.fromkeys(graph, 0)
         self.waiting: set[int] = set()
         self.talking: set[int] = set()
@@ -135,7 +141,7 @@ class Matchmaker:
 
     def offer(self, worker: int, time: float) -> tuple[float, int, int] | None:
         """Let a worker look for a partner: (end of the averaging, worker, partner) if it finds one."""
-        if worker in self.talking or worker in self.waiting or not self.owed[worker]:
+        if worker in self.talking or not self.owed[worker]:
             return None
         if self.own[worker].back(time) > time:
             return None
@@ -144,7 +150,7 @@ class Matchmaker:
             self.waiting.add(worker)
             return None
         partner = partners[int(self.draws.integers(len(partners)))]
-        self.waiting.discard(partner)
+        self.waiting -= {worker, partner}  # two neighbours may both wait, if one was away when the other looked
         self.talking |= {worker, partner}
         return time + self.message, worker, partner
 

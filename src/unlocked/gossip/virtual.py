@@ -39,6 +39,7 @@ from unlocked.vision.evaluate import has_batch_norm
 # networks without BatchNorm, and enough workers for levels of ten and more.
 BATCHED_PARAMETERS = 300_000
 BATCHED_WORKERS = 32
+TOGETHER = 4096  # vectors up to this length are also updated together, on CPU
 
 
 def replay(
@@ -119,6 +120,15 @@ class Source(Protocol):
         """Gradients (k, d) and losses (k,) at k vectors."""
 
 
+@dataclass(frozen=True)
+class Row:
+    """Views of one worker's vectors, each (d,)."""
+
+    x: Tensor
+    x_tilde: Tensor
+    m: Tensor
+
+
 class Engine:
     """The state of all workers and what an event does to it.
 
@@ -134,6 +144,9 @@ class Engine:
         self.x_tilde = start.clone() if constants.momentum else start
         self.read = start.clone() if read_at_start else start
         self.m = torch.zeros_like(start)
+        self.rows = [Row(*views) for views in zip(self.x, self.x_tilde, self.m, strict=True)]
+        # Long vectors are updated one worker at a time: they stay in the processor's cache meanwhile.
+        self.together = batched and (start.is_cuda or start.shape[1] <= TOGETHER)
         self.last = np.zeros(len(start))
         self.steps = np.zeros(len(start), np.int64)
         self.loss_sum = torch.zeros((), dtype=torch.float64, device=start.device)
@@ -151,22 +164,28 @@ class Engine:
         steps = self.steps[workers].tolist()
         rates = [self.sgd.rates[step] for step in steps]
         batches = source.batches(workers.tolist(), steps)
-        way = self._compute_stacked if self.batched else self._compute_one_by_one
-        way(workers, times - self.last[workers], rates, source, batches)
+        elapsed = times - self.last[workers]
+        if self.together:
+            self._compute_together(workers, elapsed, rates, source, batches)
+        elif self.batched:
+            self._compute_stacked(workers, elapsed, rates, source, batches)
+        else:
+            self._compute_one_by_one(workers, elapsed, rates, source, batches)
         self.last[workers] = times
         self.steps[workers] += 1
         self.losses += len(workers)
 
-    def _compute_stacked(
+    def _compute_together(
         self, workers: np.ndarray, elapsed: np.ndarray, rates: list[float], source: Source, batches: Any
     ) -> None:
+        """Gradients and updates of all workers in one computation."""
         rows = torch.from_numpy(workers).long()
         x, m = self.x[rows], self.m[rows]
         x_tilde = self.x_tilde[rows] if self.constants.momentum else x
         mix_(x, x_tilde, self.constants.eta, self._column(elapsed))
         gradients, losses = source.stacked(x if self.read is self.x else self.read[rows], batches)
         optim.momentum_(m, gradients, x, self.sgd.decay, self.sgd.momentum)
-        descend_(x, x_tilde, self._column(rates) * m, self.constants)
+        descend_(x, x_tilde, m, self.constants, self._column(rates))
         self.x[rows], self.m[rows] = x, m
         if self.constants.momentum:
             self.x_tilde[rows] = x_tilde
@@ -174,24 +193,40 @@ class Engine:
             self.read[rows] = x
         self.loss_sum += losses.double().sum()
 
+    def _compute_stacked(
+        self, workers: np.ndarray, elapsed: np.ndarray, rates: list[float], source: Source, batches: Any
+    ) -> None:
+        """Gradients in one computation, updates one worker at a time."""
+        for i, time in zip(workers.tolist(), elapsed.tolist(), strict=True):
+            mix_(self.rows[i].x, self.rows[i].x_tilde, self.constants.eta, time)
+        gradients, losses = source.stacked(self.read[torch.from_numpy(workers).long()], batches)
+        for i, gradient, rate in zip(workers.tolist(), gradients, rates, strict=True):
+            self._descend(i, gradient, rate)
+        self.loss_sum += losses.double().sum()
+
     def _compute_one_by_one(
         self, workers: np.ndarray, elapsed: np.ndarray, rates: list[float], source: Source, batches: Any
     ) -> None:
-        for k, i in enumerate(workers.tolist()):
-            x, x_tilde, m = self.x[i], self.x_tilde[i], self.m[i]
-            mix_(x, x_tilde, self.constants.eta, float(elapsed[k]))
+        """Gradients and updates one worker at a time."""
+        for k, (i, time) in enumerate(zip(workers.tolist(), elapsed.tolist(), strict=True)):
+            mix_(self.rows[i].x, self.rows[i].x_tilde, self.constants.eta, time)
             gradient, loss = source.one(i, batches[k])
-            optim.momentum_(m, gradient, x, self.sgd.decay, self.sgd.momentum)
-            descend_(x, x_tilde, rates[k] * m, self.constants)
-            if self.read is not self.x:
-                self.read[i] = x
+            self._descend(i, gradient, rates[k])
             self.loss_sum += loss
+
+    def _descend(self, worker: int, gradient: Tensor, rate: float) -> None:
+        """A worker's SGD step."""
+        row = self.rows[worker]
+        optim.momentum_(row.m, gradient, row.x, self.sgd.decay, self.sgd.momentum)
+        descend_(row.x, row.x_tilde, row.m, self.constants, rate)
+        if self.read is not self.x:
+            self.read[worker] = row.x
 
     def communicate(self, i: np.ndarray, j: np.ndarray, times: np.ndarray) -> None:
         """The averagings of disjoint pairs of workers."""
         elapsed_i, elapsed_j = times - self.last[i], times - self.last[j]
         x, twin = self.x, self.x_tilde
-        if self.batched:
+        if self.together:
             a, b = torch.from_numpy(i).long(), torch.from_numpy(j).long()
             x_i, x_j = x[a], x[b]
             twin_i, twin_j = (twin[a], twin[b]) if self.constants.momentum else (x_i, x_j)
@@ -202,7 +237,8 @@ class Engine:
                 twin[a], twin[b] = twin_i, twin_j
         else:
             for a, b, s, r in zip(i.tolist(), j.tolist(), elapsed_i.tolist(), elapsed_j.tolist(), strict=True):
-                communicate_(x[a], twin[a], s, x[b], twin[b], r, self.constants, self.dynamics)
+                one, two = self.rows[a], self.rows[b]
+                communicate_(one.x, one.x_tilde, s, two.x, two.x_tilde, r, self.constants, self.dynamics)
         self.last[i] = times
         self.last[j] = times
 

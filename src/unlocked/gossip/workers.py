@@ -5,41 +5,20 @@ Between vision (models, data) and the engines (virtual, allreduce). Nothing here
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.func import functional_call, grad_and_value, vmap
 from torch.nn.functional import cross_entropy
 
 from unlocked import seeding
+from unlocked.gossip.stacked import Layout, stacked_gradient
 from unlocked.vision import evaluate, models
 from unlocked.vision.data import Dataset
 from unlocked.vision.partition import partition
-
-
-class Layout:
-    """How a model's parameters lie in one flat vector of length `size`."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.names = [name for name, _ in model.named_parameters()]
-        self.shapes = [p.shape for p in model.parameters()]
-        lengths = [math.prod(shape) for shape in self.shapes]
-        self.bounds = list(zip(np.cumsum([0, *lengths]).tolist(), np.cumsum(lengths).tolist(), strict=False))
-        self.size = sum(lengths)
-
-    def views(self, flat: Tensor) -> list[Tensor]:
-        """The parameters as views of `flat`, shape (d,) or (k, d) for a stack of k models."""
-        lead = flat.shape[:-1]
-        return [flat[..., a:b].view(*lead, *shape) for (a, b), shape in zip(self.bounds, self.shapes, strict=True)]
-
-    def flatten(self, tensors: Sequence[Tensor], lead: int = 0) -> Tensor:
-        """The inverse of `views`, as a copy; the first `lead` dimensions count models."""
-        return torch.cat([t.flatten(lead) for t in tensors], dim=lead)
 
 
 def bind(model: nn.Module, flat: Tensor, gradient: Tensor | None = None) -> None:
@@ -129,26 +108,6 @@ class Streams:
         return data.train.batch_groups(torch.from_numpy(indices).long(), seeds)
 
 
-def stacked_gradient(model: nn.Module) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """A function from parameters (k, d), images (k, batch, ...) and labels (k, batch) to gradients (k, d), losses (k,).
-
-    All k models run as one batched computation; for models whose samples and workers share no state (no BatchNorm).
-    """
-    layout = Layout(model)
-
-    def loss(parameters: list[Tensor], images: Tensor, labels: Tensor) -> Tensor:
-        named = dict(zip(layout.names, parameters, strict=True))
-        return cross_entropy(functional_call(model, named, (images,)), labels)
-
-    batched = vmap(grad_and_value(loss))
-
-    def compute(flat: Tensor, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        gradients, losses = batched(layout.views(flat), images, labels)
-        return layout.flatten(gradients, lead=1), losses
-
-    return compute
-
-
 class Networks:
     """Gradients of a run's networks on its data: the engine's source.
 
@@ -166,7 +125,8 @@ class Networks:
             self.gradient = torch.zeros_like(vectors[0])
             self.models = [model, *(build_model(run, data, run.seed).train() for _ in range(self.workers - 1))]
             for row, replica in zip(vectors, self.models, strict=True):
-                bind(replica, row, self.gradient)
+                bind(replica, row)
+        self.parameters = [list(model.parameters()) for model in self.models]
 
     def batches(self, workers: list[int], steps: list[int]) -> _Stack:
         """Images and labels of one step for each of k workers."""
@@ -174,9 +134,9 @@ class Networks:
 
     def one(self, worker: int, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Gradient (d,), in a buffer that the next call overwrites, and loss of one worker's network."""
-        self.gradient.zero_()
         loss = cross_entropy(self.models[worker](batch[0]), batch[1])
-        loss.backward()
+        pieces = torch.autograd.grad(loss, self.parameters[worker])
+        torch.cat([piece.flatten() for piece in pieces], out=self.gradient)
         return self.gradient, loss.detach()
 
     def stacked(self, vectors: Tensor, batches: _Stack) -> tuple[Tensor, Tensor]:
