@@ -1,4 +1,4 @@
-"""`unlocked plan | data | train | item`: the road's steps as commands. The rules of the workflow call these."""
+"""`unlocked plan | data | train | item | bench`: the road's steps as commands. The rules of the workflow call these."""
 
 from __future__ import annotations
 
@@ -108,6 +108,16 @@ def command_item(arguments: argparse.Namespace) -> None:
             print(path)
 
 
+def command_bench(arguments: argparse.Namespace) -> None:
+    """Measure the artifact's own code."""
+    from unlocked import bench
+    from unlocked.errors import choose
+
+    measure = bench.BENCHES[choose("bench", arguments.name, bench.BENCHES)]
+    found = measure(bench.Options(turns=arguments.turns))
+    print(json.dumps(found, indent=1) if arguments.json else bench.table(found))
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     top = argparse.ArgumentParser(prog="unlocked", description="From config to figure, step by step.")
@@ -141,6 +151,12 @@ def parser() -> argparse.ArgumentParser:
     item = commands.add_parser("item", parents=[planned, stored], help="draw figures, write tables")
     item.add_argument("names", nargs="+", metavar="NAME", help="e.g. acid_figure_5")
     item.set_defaults(action=command_item)
+
+    bench = commands.add_parser("bench", help="measure the artifact's own code, as ratios to a peer")
+    bench.add_argument("name", metavar="NAME", help="gossip")
+    bench.add_argument("--turns", type=int, default=7, help="timings of every contestant (default: 7)")
+    bench.add_argument("--json", action="store_true")
+    bench.set_defaults(action=command_bench)
     return top
 
 
