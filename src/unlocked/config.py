@@ -281,12 +281,19 @@ def scale_names() -> list[str]:
 
 @dataclass
 class Large:
-    """The second data set of paper B; a scale that has none takes the first with a larger net."""
+    """What stands in place of ImageNet(32); a scale without a second data set takes the first with a larger net."""
 
     data: str = "imagenet32"
     width: float = 1.0
     auxiliaries: list[str] = field(default_factory=lambda: ["cnn", "mlp", "linear"])
     guesses: list[str] = field(default_factory=lambda: ["ntk", "fixed_ntk", "local"])
+    size: int | None = None  # pixels to which the images are resized
+    model: str = "resnet50"  # paper A's network
+    workers: list[int] = field(default_factory=lambda: [16, 32, 64])  # paper A's numbers of workers
+    most_workers: int = 64  # the largest of them
+    epochs: float = 90  # paper A's budget
+    # paper A's steps of the learning rate; one value, in a list of its own so that a grid does not cross it
+    milestones: list[list[float]] = field(default_factory=lambda: [[0.3, 0.6, 0.8]])
 
 
 @dataclass
@@ -296,6 +303,10 @@ class PaperScale:
     about: str = ""  # in place of the scale's own, in captions
     workers: list[int] = field(default_factory=list)  # numbers of workers in tables and figures
     largest: int = 64  # the number of workers of items that have one
+    plain_lr: float = 0.1  # learning rate of runs without SGD momentum
+    rates: list[float] = field(default_factory=lambda: [1.0, 2.0, 4.0])  # the baseline's, to compare the momentum with
+    straggler_workers: int = 16  # workers of the item on stragglers
+    horizon: float = 1000  # gradient times of the studies without a network
     auxiliary: str = "cnn"  # auxiliary nets of items that have one kind
     auxiliaries: list[str] = field(default_factory=lambda: ["cnn", "mlp", "linear"])  # of the tables of accuracy
     widths: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0])  # of the net, in the items on width and error

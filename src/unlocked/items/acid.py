@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import networkx as nx
 import numpy as np
 import pandas as pd
+import scipy.stats
 from matplotlib.axes import Axes
 
+from unlocked.gossip import clock as clocks
 from unlocked.gossip import schedule as schedules
 from unlocked.gossip import topology
+from unlocked.gossip.clock import Clock
 from unlocked.items import style
 from unlocked.items.output import Context, Figure, Table, mean_curve, percent, spread
 from unlocked.record import Record
@@ -185,7 +189,7 @@ def table_2(context: Context) -> Table:
     notes = (
         "Communication rate 1: every worker takes part in one averaging per gradient on average, n/2 averagings per "
         "unit of time over all workers. Exponents are least-squares slopes of log χ against log n over "
-        f"n = {', '.join(map(str, sizes))}; for graphs whose constant grows like log n they are small and not constant.",
+        f"n = {', '.join(map(str, sizes))}; where a constant grows like log n they are small and not constant.",
     )
     return Table(table, frame, notes)
 
@@ -195,7 +199,7 @@ def exponent(n: Sequence[float], values: Sequence[float]) -> float:
     return float(np.polyfit(np.log(list(n)), np.log(list(values)), 1)[0])
 
 
-TABLE_4_ROWS = (
+METHODS_ON_GRAPHS = (
     ("allreduce", "complete"),
     ("baseline", "complete"),
     ("baseline", "exponential"),
@@ -205,32 +209,242 @@ TABLE_4_ROWS = (
 )
 
 
+def accuracy_table(rows: dict[str, dict[int, list[Record]]], settings: dict[str, dict[str, object]]) -> Table:
+    """Test accuracy of the averaged model: `rows` maps a row's label to its runs by number of workers.
+
+    `settings` names what makes each row, for the numbers.
+    """
+    printed, numbers = {}, []
+    for label, by_workers in rows.items():
+        cells = {}
+        for n, records in by_workers.items():
+            values = finals(records, "test_accuracy")
+            cells[f"n = {n}"] = percent(values) + lost(records)
+            mean, deviation = spread(values)
+            own = {"workers": n, "mean": mean, "deviation": deviation, "runs": len(values)}
+            numbers.append(settings[label] | own | {"diverged": len(records) - len(values)})
+        printed[label] = cells
+    notes = ("Mean ± standard deviation over seeds; model: average of all workers.",)
+    return Table(pd.DataFrame(printed).T.rename_axis("test accuracy (%)"), pd.DataFrame(numbers), notes)
+
+
 def table_4(context: Context) -> Table:
     """Test accuracy of the averaged model for every method, graph and number of workers."""
-    workers = context.settings["workers"]
-    printed, numbers = {}, []
-    for method, graph in TABLE_4_ROWS:
-        cells = {}
-        for n in workers:
-            records = context.select(method=method, graph=graph, workers=n)
-            kept = [r for r in records if not r.diverged]
-            values = [r.summary["metrics"]["test_accuracy"] for r in kept]
-            cells[f"n = {n}"] = percent(values) + f" ({len(records) - len(kept)} diverged)" * (len(records) > len(kept))
-            mean, deviation = spread(values)
-            numbers.append(
-                {
-                    "method": method,
-                    "graph": graph,
-                    "workers": n,
-                    "mean": mean,
-                    "deviation": deviation,
-                    "runs": len(values),
-                    "diverged": len(records) - len(kept),
-                }
-            )
+    rows, settings = {}, {}
+    for method, graph in METHODS_ON_GRAPHS:
         where = "" if method == "allreduce" else f", {GRAPH_NAMES[graph]}"
-        printed[f"{style.METHOD_NAME[method]}{where}"] = cells
-    table = pd.DataFrame(printed).T.rename_axis("test accuracy (%)")
-    return Table(
-        table, pd.DataFrame(numbers), ("Mean ± standard deviation over seeds; model: average of all workers.",)
+        label = f"{style.METHOD_NAME[method]}{where}"
+        settings[label] = {"method": method, "graph": graph}
+        rows[label] = {n: context.select(**settings[label], workers=n) for n in context.settings["workers"]}
+    return accuracy_table(rows, settings)
+
+
+def figure_4(context: Context) -> Figure:
+    """Complete graph: training loss of the asynchronous baseline and of AR-SGD for growing numbers of workers."""
+    figure, ax = style.new(width=style.COLUMN * 1.25, height=2.5)
+    workers, numbers = context.settings["workers"], []
+    for method, dash in (("allreduce", "--"), ("baseline", "-")):
+        for n, color in zip(workers, style.shades(style.METHOD[method], len(workers)), strict=True):
+            records = context.select(method=method, workers=n)
+            look = {"color": color, "linestyle": dash, "label": f"{style.METHOD_NAME[method]}, n = {n}", "band": False}
+            data = draw_metric(ax, records, "train_loss", **look)
+            numbers.append(labelled(data, metric="train_loss", method=method, workers=n))
+    ax.set(xlabel="epochs (all workers)", ylabel="training loss of the workers", yscale="log")
+    ax.legend(ncols=2, fontsize=6, columnspacing=0.8)
+    return Figure(figure, pd.concat(numbers))
+
+
+def figure_6(context: Context) -> Figure:
+    """The larger setting on the ring: training loss and test accuracy against epochs and against time."""
+    figure, axes = style.new(2, 2, height=4.2)
+    workers, numbers = context.settings["large"]["workers"], []
+    for method in ("allreduce", "baseline", "acid"):
+        for n, color in zip(workers, style.shades(style.METHOD[method], len(workers)), strict=True):
+            records = context.select(method=method, workers=n, rate=1.0)
+            for row, metric in enumerate(("train_loss", "test_accuracy")):
+                for column, x in enumerate(("epoch", "virtual_time")):
+                    data = mean_curve(records, metric, x)
+                    data = data[data["step"] > 0]
+                    label = f"{style.METHOD_NAME[method]}, n = {n}"
+                    style.curve(axes[row, column], data, x, band=False, color=color, label=label)
+                    numbers.append(labelled(data, metric=metric, method=method, workers=n, against=x))
+    for ax, text in zip(axes[:, 0], ("training loss of the workers", "test accuracy of the average"), strict=True):
+        ax.set_ylabel(text)
+    for ax, text in zip(axes[1], ("epochs (all workers)", "time (mean gradient durations)"), strict=True):
+        ax.set_xlabel(text)
+    for ax in axes[0]:
+        ax.set_yscale("log")
+    for ax in axes[:, 1]:
+        ax.set_xscale("log")
+    style.panel(axes.flat, ["against epochs", "against time", "against epochs", "against time"])
+    style.legend_below(figure, *axes[0, 0].get_legend_handles_labels(), len(workers))
+    return Figure(figure, pd.concat(numbers))
+
+
+FIGURE_7_GRAPHS = ("complete", "exponential", "ring")
+
+
+def figure_7(context: Context) -> Figure:
+    """How often each pair of workers averaged under first come, first served pairing, against the graph's rates."""
+    workers, gradients = 16, 16 * 1000
+    figure, axes = style.new(1, len(FIGURE_7_GRAPHS), height=2.5)
+    numbers = []
+    for ax, name in zip(axes, FIGURE_7_GRAPHS, strict=True):
+        graph = topology.build(name, workers)
+        events = schedules.availability(graph, 1.0, gradients, seed=context.settings["seeds"][0])
+        counts, rates = events.communications_per_edge(), topology.edge_rates(graph)
+        total, mean_rate = sum(counts.values()), sum(rates.values())
+        relative = np.full((workers, workers), np.nan)
+        rows = []
+        for (i, j), rate in rates.items():
+            expected = total * rate / mean_rate
+            rows.append({"graph": name, "i": i, "j": j, "count": counts.get((i, j), 0), "expected": expected})
+            relative[i, j] = relative[j, i] = counts.get((i, j), 0) / expected
+        edges = pd.DataFrame(rows)
+        test = scipy.stats.chisquare(edges["count"], edges["expected"])
+        image = ax.imshow(relative, cmap="RdBu_r", vmin=0.7, vmax=1.3)
+        ax.grid(False)
+        ax.set(xlabel="worker", xticks=range(0, workers, 5), yticks=range(0, workers, 5))
+        dispersion = f"$X^2$/dof = {test.statistic / (len(edges) - 1):.2f}"
+        ax.set_title(f"{GRAPH_NAMES[name]}\n{probability(test.pvalue)}, {dispersion}")
+        numbers.append(edges.assign(chi_square=test.statistic, p_value=test.pvalue))
+    axes[0].set_ylabel("worker")
+    figure.colorbar(image, ax=axes, shrink=0.8, label="averagings / expected")
+    return Figure(figure, pd.concat(numbers))
+
+
+def probability(p: float) -> str:
+    """`p = .03` or `p < .001`."""
+    return "p < .001" if p < 0.001 else f"p = {p:.3f}".replace("0.", ".")
+
+
+def rate_factor(name: str, chi1: float, chi2: float) -> float:
+    """The factor of the graph in a method's rate: chi1, or sqrt(chi1 chi2) with the momentum."""
+    return (chi1 * chi2) ** 0.5 if name == "A²CiD²" else chi1
+
+
+TABLE_1_ROWS = (
+    ("synchronous gossip (Koloskova et al. 2020)", "σ²/(nμ²ε) + √L (χ₁ζ + √χ₁ σ)/(μ√(με)) + Lχ₁/μ",
+     "Lσ²/(nε²) + L(χ₁ζ + √χ₁ σ)/ε^(3/2) + Lχ₁/ε", "χ₁"),
+    ("asynchronous gossip (the baseline)", "as above, in expected time", "as above, in expected time", "χ₁"),
+    ("A²CiD²", "as above with √(χ₁χ₂) for χ₁", "as above with √(χ₁χ₂) for χ₁", "√(χ₁χ₂)"),
+)  # fmt: skip
+
+
+def table_1(context: Context) -> Table:
+    """Orders of the convergence rates, and the number that the graph's factor is on each graph.
+
+    Synchronous gossip: Koloskova, Loizou, Boreiri, Jaggi, Stich, "A Unified Theory of Decentralized SGD with Changing
+    Topology and Local Updates", ICML 2020, Theorem 2 with one gossip step per gradient and 1/p for chi1. Asynchronous:
+    Lian, Zhang, Zhang, Liu, "Asynchronous Decentralized Parallel Stochastic Gradient Descent", ICML 2018 (the method).
+    A²CiD²: Nabli, Belilovsky, Oyallon, NeurIPS 2023: chi1 becomes sqrt(chi1 chi2).
+    """
+    workers, names = context.settings["largest"], ("complete", "exponential", "torus", "ring")
+    printed, numbers = {}, []
+    for method, convex, other, factor in TABLE_1_ROWS:
+        cells = {"strongly convex": convex, "non-convex": other, "factor": factor}
+        for name in names:
+            value = rate_factor(method, *topology.chi(topology.build(name, workers)))
+            cells[f"{GRAPH_NAMES[name]}, n = {workers}"] = f"{value:.2f}"
+            numbers.append({"method": method, "graph": name, "workers": workers, "factor": value})
+        printed[method] = cells
+    notes = (
+        "Orders without constants and logarithms: number of gradients per worker to accuracy ε for L-smooth (and "
+        "μ-strongly convex) functions, gradient noise σ², heterogeneity ζ². The first row follows the cited theorem; "
+        "the paper's own statements for the other two were not checked against the published PDF.",
     )
+    return Table(pd.DataFrame(printed).T.rename_axis("method"), pd.DataFrame(numbers), notes)
+
+
+# Of table 3: a stated time model, not a measurement. 300 epochs of CIFAR-10 in batches of 128; ResNet-18 in float32.
+TABLE_3_GRADIENTS, TABLE_3_BYTES = 300 * 390, 4 * 11_173_962
+TABLE_3_CLOCKS = {
+    "equal gradients": Clock(law="constant", latency=5e-5, bandwidth=1.25e9),
+    "spread of 30 %": Clock(law="gamma", variation=0.3, latency=5e-5, bandwidth=1.25e9),
+    "spread of 30 %, one slow worker (×2)": Clock(
+        law="gamma", variation=0.3, slow_workers=1, latency=5e-5, bandwidth=1.25e9
+    ),
+}
+
+
+def training_minutes(method: str, clock: Clock, workers: int, seed: int) -> float:
+    """Virtual minutes until the budget of table 3 is done."""
+    if method == "allreduce":
+        steps = clocks.synchronous_steps(clock, workers, seed, TABLE_3_BYTES)
+        end = next(itertools.islice(steps, TABLE_3_GRADIENTS // workers - 1, None))
+    else:
+        end = clocks.gradient_events(clock, workers, TABLE_3_GRADIENTS, seed)[0][-1]
+    return float(end) * clock.gradient_seconds / 60
+
+
+def table_3(context: Context) -> Table:
+    """Training time of AR-SGD and of asynchronous training under a stated time model."""
+    workers, seeds = context.settings["workers"], context.settings["seeds"]
+    printed, numbers = {}, []
+    for model, clock in TABLE_3_CLOCKS.items():
+        means: dict[str, list[float]] = {"allreduce": [], "baseline": []}
+        for method, row in means.items():
+            for n in workers:
+                mean, deviation = spread([training_minutes(method, clock, n, seed) for seed in seeds])
+                row.append(mean)
+                numbers.append(
+                    {"model": model, "method": method, "workers": n, "minutes": mean, "deviation": deviation}
+                )
+            name = "AR-SGD" if method == "allreduce" else "asynchronous"
+            printed[f"{name}, {model}"] = {f"n = {n}": f"{v:.1f}" for n, v in zip(workers, row, strict=True)}
+        ratios = [a / b for a, b in zip(means["allreduce"], means["baseline"], strict=True)]
+        printed[f"ratio, {model}"] = {f"n = {n}": f"{v:.2f}" for n, v in zip(workers, ratios, strict=True)}
+    return Table(pd.DataFrame(printed).T.rename_axis("virtual minutes"), pd.DataFrame(numbers))
+
+
+LARGE_ROWS = (("allreduce", 1.0), ("baseline", 1.0), ("baseline", 2.0), ("acid", 1.0), ("acid", 2.0))
+
+
+def table_5(context: Context) -> Table:
+    """The larger setting on the ring: test accuracy at one and two communications per gradient."""
+    rows, settings = {}, {}
+    for method, rate in LARGE_ROWS:
+        label = method_name(method, None if method == "allreduce" else rate)
+        settings[label] = {"method": method, "rate": rate}
+        workers = context.settings["large"]["workers"]
+        rows[label] = {n: context.select(**settings[label], workers=n) for n in workers}
+    return accuracy_table(rows, settings)
+
+
+def finals(records: Sequence[Record], metric: str) -> list[float]:
+    """Final values of a metric over the runs that did not diverge."""
+    return [r.summary["metrics"][metric] for r in records if not r.diverged]
+
+
+def lost(records: Sequence[Record]) -> str:
+    """How many runs diverged, for a cell."""
+    count = sum(r.diverged for r in records)
+    return f" ({count} diverged)" if count else ""
+
+
+def table_6(context: Context) -> Table:
+    """What happened in the runs with the most workers: time, gradients of the slowest and the fastest, averagings."""
+    workers = context.settings["large"]["most_workers"]
+    printed, numbers = {}, []
+    for method, rate in LARGE_ROWS:
+        records = [r for r in context.select(method=method, rate=rate, workers=workers) if not r.diverged]
+        rows = [
+            {
+                "minutes": r.summary["metrics"]["virtual_seconds"] / 60,
+                "slowest": min(r.summary["counts"]["gradients_per_worker"]),
+                "fastest": max(r.summary["counts"]["gradients_per_worker"]),
+                "averagings": r.summary["counts"].get("communications", 0),
+                "per_gradient": 2 * r.summary["counts"].get("communications", 0) / r.summary["counts"]["gradients"],
+            }
+            for r in records
+        ]
+        means = pd.DataFrame(rows).mean()
+        printed[method_name(method, None if method == "allreduce" else rate)] = {
+            "virtual minutes": f"{means['minutes']:.2f}",
+            "gradients, slowest worker": f"{means['slowest']:.0f}",
+            "gradients, fastest worker": f"{means['fastest']:.0f}",
+            "averagings": "–" if method == "allreduce" else f"{means['averagings']:.0f}",
+            "communications per gradient": "–" if method == "allreduce" else f"{means['per_gradient']:.2f}",
+        }
+        numbers.append({"method": method, "rate": rate, "workers": workers, "runs": len(records), **means})
+    return Table(pd.DataFrame(printed).T.rename_axis(f"n = {workers}"), pd.DataFrame(numbers), ("Means over seeds.",))

@@ -17,8 +17,8 @@ NUMBERING = "Numbering not checked against the published PDF."
 
 def title_of(item: Item) -> str:
     """The paper's number where there is one, and what the item shows."""
-    label = item.config.label
-    return f"{label}: {item.config.title}" if label else item.config.title
+    label, title = item.config.label, item.config.title
+    return f"{label}: {title}" if label else title[:1].upper() + title[1:]
 
 
 def caption_of(item: Item, plan: Plan) -> str:
