@@ -40,11 +40,11 @@ def pip(*arguments):
 
 def make_environment():
     """Create .venv unless it is there and current."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - this file is the one that older Pythons get to see
+        fail("needs Python 3.11 or newer, this is {}".format(sys.version.split()[0]))  # noqa: UP032 - see above
     if STAMP.is_file() and STAMP.read_text() == wanted() and PYTHON.exists():
         return
-    print(
-        "making .venv from requirements.lock (a few minutes, about 6 GB on Linux with the CUDA libraries)", flush=True
-    )
+    print("making .venv from requirements.lock (a few minutes, about 6 GB on Linux)", flush=True)
     shutil.rmtree(VENV, ignore_errors=True)
     if subprocess.run([sys.executable, "-m", "venv", str(VENV)]).returncode:
         fail("could not make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv")

@@ -12,6 +12,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from unlocked import cli, config, record
+from unlocked.plan import Plan
 
 FEW = ["--set", "seeds=[0]", "acid.workers=[4]", "acid.largest=4", "acid.training.optim.epochs=1"]
 
@@ -30,7 +31,8 @@ def test_plan_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     """Every item and run has a line, the last line sums up."""
     assert cli.main(["plan", *FEW]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sum(line.strip().startswith("acid_") for line in lines) == 6
+    named = [line.split()[0] for line in lines if line.strip().startswith(("acid_", "forward_gradient_"))]
+    assert named == list(Plan("quick").items)
     assert any("allreduce-n4-s0-" in line for line in lines)
     assert "items" in lines[-1]
     assert "gradients" in lines[-1]

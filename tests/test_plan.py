@@ -184,7 +184,8 @@ def test_overrides_reach_runs_and_items() -> None:
     """The scale's values are what the items' grids refer to."""
     made = Plan("quick", ["seeds=[5]", "acid.workers=[8]", "acid.largest=16", "acid.items.figure_1.title=mine"])
     assert {run.seed for run in made.runs.values()} == {5}
-    assert {run.workers for run in made.runs.values() if run.paper == "acid"} == {8, 16}
+    table, figure = ({made.runs[name].workers for name in made.item(f"acid_{i}").runs} for i in ("table_4", "figure_1"))
+    assert (table, figure) == ({8}, {16})
     assert made.item("acid_figure_1").config.title == "mine"
     assert "16 workers" in made.item("acid_figure_1").config.caption
 

@@ -305,7 +305,10 @@ class PaperScale:
     largest: int = 64  # the number of workers of items that have one
     plain_lr: float = 0.1  # learning rate of runs without SGD momentum
     rates: list[float] = field(default_factory=lambda: [1.0, 2.0, 4.0])  # the baseline's, to compare the momentum with
+    partitions: list[str] = field(default_factory=lambda: ["iid", "dirichlet", "label_sorted"])  # where it helps
     straggler_workers: int = 16  # workers of the item on stragglers
+    variations: list[float] = field(default_factory=lambda: [0.1, 0.5, 1.0])  # spreads of gradient times there
+    slow_factors: list[float] = field(default_factory=lambda: [2.0, 4.0])  # and slowdowns of one worker
     horizon: float = 1000  # gradient times of the studies without a network
     auxiliary: str = "cnn"  # auxiliary nets of items that have one kind
     auxiliaries: list[str] = field(default_factory=lambda: ["cnn", "mlp", "linear"])  # of the tables of accuracy

@@ -50,6 +50,8 @@ def conditions(context: Context) -> Table:
         for partition, name in DATA_ROWS:
             shared = {"optim__momentum": momentum, "data__partition": partition}
             reference = context.select(method="baseline", rate=1.0, **shared)
+            if not reference:  # a scale may leave a partition out
+                continue
             row = {"rate 1: workers (%)": percent(finals(reference, "worker_test_accuracy_mean"))}
             for label, settings in MOMENTUM_ROWS:
                 records = context.select(**settings, **shared)
