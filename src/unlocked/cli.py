@@ -19,11 +19,11 @@ def runtime_settings(arguments: argparse.Namespace) -> dict[str, Any]:
     return dict(config.from_dotlist(arguments.runtime or []))
 
 
-def read_plan(arguments: argparse.Namespace) -> Any:
-    """The plan that the options name."""
+def read_plan(arguments: argparse.Namespace, only: Sequence[str] | None = None) -> Any:
+    """The plan that the options name, or the part of it that some items need."""
     from unlocked.plan import Plan
 
-    return Plan(arguments.scale, arguments.set or [], runtime_settings(arguments))
+    return Plan(arguments.scale, arguments.set or [], runtime_settings(arguments), only)
 
 
 def human_time(seconds: float) -> str:
@@ -76,21 +76,33 @@ def command_data(arguments: argparse.Namespace) -> None:
         print(text)
 
 
+def planned_runs(arguments: argparse.Namespace) -> tuple[list[Any], dict[str, list[str]]]:
+    """The runs of one job of the plan, and for each the items that want it.
+
+    The workflow names the job's runs and items, so that only a part of the plan is read; a person names the job.
+    """
+    from unlocked.errors import choose
+
+    if arguments.batch:
+        plan = read_plan(arguments)
+        batch = plan.batches[choose("batch", arguments.batch, plan.batches)]
+        names, items = batch.runs, plan.items_of(batch)
+    elif arguments.runs and arguments.items:
+        plan = read_plan(arguments, arguments.items[:1])
+        names, items = [choose("run", name, plan.runs) for name in arguments.runs], arguments.items
+    else:
+        raise SettingError("train", "", "needs config files, or --batch, or --runs and --items")
+    return [plan.runs[name] for name in names], dict.fromkeys(names, items)
+
+
 def command_train(arguments: argparse.Namespace) -> None:
     """Train the runs of config files, or those of one job of the plan; write the job's index when all are there."""
     from unlocked import train
 
-    if arguments.batch:
-        plan = read_plan(arguments)
-        from unlocked.errors import choose
-
-        batch = plan.batches[choose("batch", arguments.batch, plan.batches)]
-        runs = [plan.runs[name] for name in batch.runs]
-        items = {n: [i.name for i in plan.items.values() if n in i.runs] for n in batch.runs}
-    elif arguments.configs:
+    if arguments.configs:
         runs, items = [config.from_file(path) for path in arguments.configs], {}
     else:
-        raise SettingError("train", "", "needs config files, or --scale and --batch")
+        runs, items = planned_runs(arguments)
     done = train.train(runs, arguments.results, items)
     print(f"{len(done)} of {len(runs)} runs trained, {len(runs) - len(done)} already there")
     if arguments.index:
@@ -102,7 +114,7 @@ def command_item(arguments: argparse.Namespace) -> None:
     """Draw figures and write tables from the records."""
     from unlocked.items.build import build
 
-    plan = read_plan(arguments)
+    plan = read_plan(arguments, arguments.names)
     for name in arguments.names:
         for path in build(plan.item(name), plan, arguments.results, arguments.figures):
             print(path)
@@ -145,6 +157,8 @@ def parser() -> argparse.ArgumentParser:
     train = commands.add_parser("train", parents=[planned, stored], help="train runs")
     train.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="resolved run configs")
     train.add_argument("--batch", help="a job of the plan instead of config files")
+    train.add_argument("--runs", nargs="*", metavar="ID", help="runs of the plan instead of config files")
+    train.add_argument("--items", nargs="*", metavar="NAME", help="items that want all of --runs")
     train.add_argument("--index", type=Path, help="list the runs here when all records are there")
     train.set_defaults(action=command_train)
 

@@ -359,7 +359,8 @@ def resolve(base: DictConfig, point: Mapping[str, Any]) -> DictConfig:
             OmegaConf.update(run, key, value, merge=True)
         except OmegaConfBaseException as error:
             raise SettingError(key, value, one_line(error)) from None
-    complete(run)
+    if any("${" in str(value) for value in point.values()):
+        complete(run)
     canonicalise(run)
     validate(run)
     OmegaConf.set_readonly(run, True)
@@ -384,7 +385,7 @@ def from_file(path: Path) -> DictConfig:
     if not isinstance(loaded, DictConfig):
         raise SettingError("config file", str(path), "must hold the settings of one run")
     base = OmegaConf.structured(RUNS[choose("paper", loaded.get("paper"), RUNS)])
-    return resolve(merge(base, loaded, where=str(path)), {})
+    return resolve(complete(merge(base, loaded, where=str(path))), {})
 
 
 def canonicalise(run: DictConfig) -> None:
@@ -510,21 +511,33 @@ def validate_acid(run: DictConfig) -> None:
             )
 
 
+def flatten(values: Mapping[Any, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings with dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
 def validate_values(run: DictConfig) -> None:
     """Every setting by itself: names that exist, numbers in their range."""
     choose("model.name", run.model.name, NETWORKS[run.paper])
     choose("study", run.study, STUDIES[run.paper])
     choose("data.name", run.data.name, DATASETS if budget.has_data(run) else ("none",))
+    settings = flatten(OmegaConf.to_container(run))
     for key, known in CHOICES.items():
-        value = OmegaConf.select(run, key)
+        value = settings.get(key)
         if value is not None:
             choose(key, value, known)
     for key in POSITIVE:
-        value = OmegaConf.select(run, key)
+        value = settings.get(key)
         if value is not None and not 0 < value < float("inf"):
             raise SettingError(key, value, "must be positive and finite")
     for key in NOT_NEGATIVE:
-        value = OmegaConf.select(run, key)
+        value = settings.get(key)
         if value is not None and not 0 <= value < float("inf"):
             raise SettingError(key, value, "must not be negative")
 

@@ -105,25 +105,35 @@ def engine(run: DictConfig) -> str:
 
 
 class Plan:
-    """Everything that a scale needs: items, runs and batches of one or both papers."""
+    """Everything that a scale needs: items, runs and batches of both papers, or what the items in `only` need."""
 
-    def __init__(self, scale: str, overrides: Iterable[str] = (), runtime: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        scale: str,
+        overrides: Iterable[str] = (),
+        runtime: dict[str, Any] | None = None,
+        only: Iterable[str] | None = None,
+    ) -> None:
         self.overrides = tuple(overrides)
         self.scale = config.load_scale(scale, self.overrides)
         self.runtime = {f"runtime.{key}": value for key, value in (runtime or {}).items()}
         self.runs: dict[str, DictConfig] = {}
         self.items: dict[str, Item] = {}
-        for paper in config.RUNS:
-            self._read_items(paper)
+        self._names: dict[tuple, str] = {}  # of runs, by grid point
+        entries = {paper: config.read(config.CONFIGS / paper / "items.yaml") for paper in config.RUNS}
+        known = [f"{paper}_{key}" for paper in entries for key in entries[paper]]
+        wanted = known if only is None else [choose("item", name, known) for name in only]
+        for paper, own in entries.items():
+            if keys := [key for key in own if f"{paper}_{key}" in wanted]:
+                self._read_items(paper, own, keys)
 
-    def _read_items(self, paper: str) -> None:
-        entries = config.read(config.CONFIGS / paper / "items.yaml")
+    def _read_items(self, paper: str, entries: DictConfig, keys: Iterable[str]) -> None:
         changes = self.scale[paper]["items"]
         if unknown := sorted(set(changes) - set(entries)):
             raise SettingError(f"{paper}.items", unknown[0], f"must be one of {', '.join(entries)}")
         base = config.defaults(paper, self.scale)
         config.validate_values(config.complete(base))
-        for key in entries:
+        for key in keys:
             where = f"configs/{paper}/items.yaml: {key}"
             merged = config.merge(OmegaConf.structured(ItemConfig), entries[key], changes.get(key, {}), where=where)
             # `needs` refer to the scale: give the entry a root that knows it
@@ -145,10 +155,12 @@ class Plan:
     def _add_runs(self, base: DictConfig, needs: Iterable[Need]) -> Iterator[str]:
         for need in needs:
             for point in points(need, self.scale.seeds):
-                run = config.resolve(base, {**self.runtime, **point})
-                name = config.run_id(run)
-                self.runs.setdefault(name, run)
-                yield name
+                key = (base.paper, *sorted((name, str(value)) for name, value in point.items()))
+                if key not in self._names:  # resolving takes milliseconds, and items share most of their points
+                    run = config.resolve(base, {**self.runtime, **point})
+                    self._names[key] = config.run_id(run)
+                    self.runs.setdefault(self._names[key], run)
+                yield self._names[key]
 
     def item(self, name: str) -> Item:
         """The item called e.g. `acid_figure_5`."""
@@ -177,6 +189,11 @@ class Plan:
         """Jobs that an item waits for."""
         wanted = set(item.runs)
         return [key for key, batch in self.batches.items() if wanted & set(batch.runs)]
+
+    def items_of(self, batch: Batch) -> list[str]:
+        """Items that wait for a job, the one with the fewest runs first."""
+        waiting = [item for item in self.items.values() if set(batch.runs) & set(item.runs)]
+        return [item.name for item in sorted(waiting, key=lambda item: len(item.runs))]
 
     def data_sets(self) -> list[str]:
         """Names of all data sets that runs read."""

@@ -138,17 +138,6 @@ def load(folder: str | Path) -> Record:
     return Record(folder, settings, history, summary)
 
 
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings with dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
 def is_record(folder: Path) -> bool:
     """Whether a folder holds a finished record."""
     return folder.suffix not in (".partial", ".old") and (folder / "summary.json").is_file()
@@ -161,8 +150,8 @@ def load_all(folder: str | Path) -> pd.DataFrame:
         record = load(path)
         settings = OmegaConf.to_container(record.config, resolve=True)
         assert isinstance(settings, dict)
-        scalars = {k: v for k, v in flatten(record.summary).items() if not isinstance(v, list)}
-        rows.append(flatten(settings) | scalars | {"run_id": record.run_id, "folder": str(path)})
+        scalars = {k: v for k, v in config.flatten(record.summary).items() if not isinstance(v, list)}
+        rows.append(config.flatten(settings) | scalars | {"run_id": record.run_id, "folder": str(path)})
     return pd.DataFrame(rows)
 
 

@@ -21,7 +21,9 @@ rule train:
         runtime=lambda w, attempt: attempt * (10 + int(road.cost_of(setup, plan.batches[w.batch]).seconds / 20)),
     params:
         options=setup.options,
+        runs=lambda w: plan.batches[w.batch].runs,
+        wanted=lambda w: plan.items_of(plan.batches[w.batch]),
         code=lambda w: plan.batches[w.batch].code,
     shell:
-        "OMP_NUM_THREADS={threads} python -m unlocked train --batch {wildcards.batch} {params.options} "
-        "--index {output:q} > {log:q} 2>&1"
+        "OMP_NUM_THREADS={threads} python -m unlocked train --runs {params.runs} --items {params.wanted} "
+        "{params.options} --index {output:q} > {log:q} 2>&1"
