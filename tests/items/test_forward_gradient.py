@@ -12,7 +12,7 @@ from matplotlib import image
 
 from unlocked import config, record, train
 from unlocked.items import forward_gradient as items
-from unlocked.items.build import build, caption_of, context_of
+from unlocked.items.build import build, caption_of, context_of, title_of
 from unlocked.plan import Item, Plan
 from unlocked.record import Record
 
@@ -67,7 +67,7 @@ def test_every_item_is_built(small: Plan, records: Path, tmp_path: Path, name: s
     else:
         text = files[".md"].read_text()
         assert "nan" not in text
-        assert item.config.title in text
+        assert title_of(item) in text
 
 
 def item_records(small: Plan, records: Path, name: str) -> list[Record]:
