@@ -209,3 +209,20 @@ def test_an_interrupted_run_is_mirrored_whole(tiny_run: MakeRun, results: Path) 
     steps = [e["history"]["item"]["_step"] for e in inspect(found.folder) if e["type"] == "history"]
     assert steps == found.series("test_loss")["step"].tolist()
     assert found.summary["provenance"]["resumed"] == 1
+
+
+def test_tracking_that_cannot_start_does_not_stop_a_run(
+    tiny_run: MakeRun, results: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """W&B fails to start: one line says so, and the record is complete."""
+
+    def fail(*arguments: object) -> None:
+        raise RuntimeError("no\nservice")
+
+    monkeypatch.setattr(tracking, "start_wandb", fail)
+    run = tiny_run({"runtime.wandb": "offline"})
+    train.train([run], results)
+    lines = [line for line in capsys.readouterr().err.splitlines() if "W&B" in line]
+    assert len(lines) == 1
+    assert "no service" in lines[0]
+    assert record.load(record.folder_of(results, run)).summary["status"] == "completed"

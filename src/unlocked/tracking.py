@@ -131,11 +131,23 @@ class Recorder:
             else:
                 rows += [at | {"metric": metric, "index": k, "value": float(v)} for k, v in enumerate(value)]
         if self._wandb is None:
-            self._wandb = start_wandb(self.run, self.folder, self.items)
+            self._wandb = self._start_wandb()
             self._mirror(self.rows)  # what an interrupted run had logged: W&B may have lost it
         self.rows += rows
         self._mirror(rows)
         self._show(rows, step)
+
+    def _start_wandb(self) -> Any:
+        """The W&B run, or False: tracking that cannot start says so in one line and does not stop the training."""
+        try:
+            return start_wandb(self.run, self.folder, self.items)
+        except Exception as error:
+            reason = " ".join(str(error).split()) or type(error).__name__
+            print(
+                f"unlocked: {self.folder.name} is not mirrored to W&B ({reason}); its record is complete",
+                file=sys.stderr,
+            )
+            return False
 
     def _show(self, rows: list[dict[str, Any]], step: int) -> None:
         """A moving bar on a terminal, one line otherwise."""
