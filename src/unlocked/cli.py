@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from unlocked import config
-from unlocked.errors import DataError, SettingError
+from unlocked.errors import DataError, SettingError, choose
 
 
 def runtime_settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -81,8 +81,6 @@ def planned_runs(arguments: argparse.Namespace) -> tuple[list[Any], dict[str, li
 
     The workflow names the job's runs and items, so that only a part of the plan is read; a person names the job.
     """
-    from unlocked.errors import choose
-
     if arguments.batch:
         plan = read_plan(arguments)
         batch = plan.batches[choose("batch", arguments.batch, plan.batches)]
@@ -123,7 +121,6 @@ def command_item(arguments: argparse.Namespace) -> None:
 def command_bench(arguments: argparse.Namespace) -> None:
     """Measure the artifact's own code."""
     from unlocked import bench
-    from unlocked.errors import choose
 
     measure = bench.BENCHES[choose("bench", arguments.name, bench.BENCHES)]
     found = measure(bench.Options(turns=arguments.turns))
