@@ -26,6 +26,7 @@ from omegaconf import DictConfig
 from threadpoolctl import threadpool_limits
 
 from unlocked import bench, config, train
+from unlocked.bench import gossip as bench_gossip
 from unlocked.gossip import allreduce, quadratic, virtual
 from unlocked.loop import Measurement
 
@@ -245,7 +246,7 @@ def markdown(found: dict[str, Any]) -> str:
     """All tables for a person."""
     tables = {key: pd.DataFrame(found[key]).to_markdown(index=False) for key in ("growth", "quadratic", "wide_area")}
     engine = pd.DataFrame(
-        [(key, round(value, 3), bench.MEANINGS.get(key, "")) for key, value in found["engine"].items()],
+        [(key, round(value, 3), bench_gossip.MEANINGS.get(key, "")) for key, value in found["engine"].items()],
         columns=["measure", "value", "meaning"],
     ).to_markdown(index=False)
     line = ", ".join(f"{key} {value}" if key != "cpu" else str(value) for key, value in found["environment"].items())
@@ -263,7 +264,7 @@ def main() -> None:
     threadpool_limits(1)
     found = {
         "environment": environment(),
-        "engine": bench.gossip(bench.Options()),
+        "engine": bench_gossip.measure(bench.Options()),
         "growth": growth(),
         "wide_area": wide_area(arguments.link_seeds),
         "quadratic": quadratic_table(arguments.seeds),

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from unlocked import bench, cli
+from unlocked.bench import gossip
 
 KEYS = {"engine_overhead", "batched_speedup_mlp_64", "batched_speedup_conv_64"}
 
@@ -16,7 +17,7 @@ KEYS = {"engine_overhead", "batched_speedup_mlp_64", "batched_speedup_conv_64"}
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few workers and gradients."""
     plain = bench.Options
-    monkeypatch.setattr(bench, "WORKERS", 4)
+    monkeypatch.setattr(gossip, "WORKERS", 4)
     monkeypatch.setattr(bench, "Options", lambda turns: plain(turns=turns, gradients=16))
 
 
@@ -34,7 +35,7 @@ def test_the_table_explains_itself(capsys: pytest.CaptureFixture) -> None:
     """A line per number; every number that is promised has an explanation."""
     assert cli.main(["bench", "gossip", "--turns", "1"]) == 0
     assert "bare gradients" in capsys.readouterr().out
-    assert set(bench.MEANINGS) >= KEYS
+    assert set(gossip.MEANINGS) >= KEYS
 
 
 def test_an_unknown_bench_is_refused(capsys: pytest.CaptureFixture) -> None:
@@ -45,16 +46,16 @@ def test_an_unknown_bench_is_refused(capsys: pytest.CaptureFixture) -> None:
 
 def test_contestants_do_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     """After all turns both engines have done as many gradients as the floor, and none is left."""
-    monkeypatch.setattr(bench, "WORKERS", 4)
+    monkeypatch.setattr(gossip, "WORKERS", 4)
     options, made = bench.Options(turns=2, gradients=8), []
-    original = bench.virtual.Training
+    original = gossip.virtual.Training
 
     def training(*arguments: Any) -> Any:
         made.append(original(*arguments))
         return made[-1]
 
-    monkeypatch.setattr(bench.virtual, "Training", training)
-    bench.race(bench.gossip_contestants("mlp", options), options.turns)
+    monkeypatch.setattr(gossip.virtual, "Training", training)
+    bench.race(gossip.contestants("mlp", options), options.turns)
     assert [int(t.engine.steps.sum()) for t in made] == [24, 24]
     assert (made[0].engine.x - made[1].engine.x).abs().max() < 1e-4
 

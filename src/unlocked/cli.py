@@ -122,9 +122,8 @@ def command_bench(arguments: argparse.Namespace) -> None:
     """Measure the artifact's own code."""
     from unlocked import bench
 
-    measure = bench.BENCHES[choose("bench", arguments.name, bench.BENCHES)]
-    found = measure(bench.Options(turns=arguments.turns))
-    print(json.dumps(found, indent=1) if arguments.json else bench.table(found))
+    found = bench.measure(arguments.name, bench.Options(turns=arguments.turns))
+    print(json.dumps(found, indent=1) if arguments.json else bench.table(arguments.name, found))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -164,7 +163,7 @@ def parser() -> argparse.ArgumentParser:
     item.set_defaults(action=command_item)
 
     bench = commands.add_parser("bench", help="measure the artifact's own code, as ratios to a peer")
-    bench.add_argument("name", metavar="NAME", help="gossip")
+    bench.add_argument("name", metavar="NAME", help="gossip, processes, forward_gradient")
     bench.add_argument("--turns", type=int, default=7, help="timings of every contestant (default: 7)")
     bench.add_argument("--json", action="store_true")
     bench.set_defaults(action=command_bench)

@@ -94,6 +94,8 @@ class Runtime:
     wandb_entity: str | None = None
     reuse: str = "same_code"  # a complete record is kept if config and code agree (same_code), or config (same_config)
     verify_data: bool = True  # check the published checksums of downloaded data sets
+    timeout: float = 60  # engine processes: seconds without a word after which a worker is given up
+    interface: str = "lo"  # engine processes: network interface on which workers talk; lo: this machine alone
 
 
 @dataclass
@@ -126,6 +128,7 @@ class AcidRun(Run):
 
     paper: str = "acid"
     study: str = "training"  # training; quadratic: a written-down problem; averaging: no gradients at all
+    engine: str = "virtual"  # virtual: all workers in one process, in virtual time; processes: one process per worker
     method: str = "acid"  # acid: gossip with momentum; baseline: gossip without; allreduce: synchronous
     graph: str = "ring"  # ring, complete, exponential, star, torus, hypercube, path, erdos_renyi
     workers: int = 64
@@ -185,6 +188,7 @@ NETWORKS = {
 }
 METHODS = ("acid", "baseline", "allreduce")
 CHOICES: dict[str, tuple[str, ...]] = {
+    "engine": ("virtual", "processes"),
     "method": METHODS,
     "graph": tuple(topology.GRAPHS),
     "dynamics": DYNAMICS,
@@ -228,6 +232,7 @@ POSITIVE = (
     "quadratic.dimension",
     "quadratic.horizon",
     "runtime.threads",
+    "runtime.timeout",
     "tangents",
     "measure.batch_size",
 )
@@ -427,7 +432,7 @@ def canonicalise_study(run: DictConfig) -> None:
     kept = Optim(lr=run.optim.lr, momentum=run.optim.momentum) if run.study == "quadratic" else Optim()
     run.optim, run.data, run.model = (OmegaConf.structured(part) for part in (kept, Data(name="none"), Model()))
     run.evaluation = OmegaConf.structured(Evaluation(points=run.evaluation.points))
-    run.init, run.batch_norm = "common", "recalibrate"
+    run.init, run.batch_norm, run.engine = "common", "recalibrate", "virtual"
     if run.study == "averaging":
         run.quadratic.noise, run.quadratic.heterogeneous = Quadratic.noise, Quadratic.heterogeneous
 
@@ -555,8 +560,10 @@ def validate_batch(run: DictConfig) -> None:
 
 
 def kind(run: DictConfig) -> str:
-    """What decides which module computes a run: paper A's method, or the study if it is one."""
-    return run.method if run.paper == "acid" and run.study == "training" else run.study
+    """What decides which module computes a run: the study if it is one, paper A's engine or method otherwise."""
+    if run.paper != "acid" or run.study != "training":
+        return run.study
+    return run.method if run.engine == "virtual" else run.engine
 
 
 def identity(run: DictConfig) -> dict[str, Any]:
@@ -579,7 +586,7 @@ def number(value: float) -> str:
 
 def acid_slug(run: DictConfig) -> str:
     """E.g. `acid-ring-n64-r1-s0`."""
-    parts = [run.study] * (run.study != "training") + [run.method]
+    parts = [run.study] * (run.study != "training") + [run.engine] * (run.engine != "virtual") + [run.method]
     if run.method != "allreduce":
         parts += [run.graph]
     parts += [f"n{run.workers}"]

@@ -21,6 +21,7 @@ ENGINES = {
     ("acid", "acid"): "unlocked.gossip.virtual",
     ("acid", "baseline"): "unlocked.gossip.virtual",
     ("acid", "allreduce"): "unlocked.gossip.allreduce",
+    ("acid", "processes"): "unlocked.gossip.processes.training",
     ("acid", "quadratic"): "unlocked.gossip.quadratic",
     ("acid", "averaging"): "unlocked.gossip.quadratic",
     ("forward_gradient", "training"): "unlocked.forward_gradient.trainer",

@@ -1,17 +1,11 @@
-"""What the artifact's own code costs, each as a ratio to a peer measured in the same run: `unlocked bench`.
+"""`unlocked bench gossip`: the virtual engine against bare gradients, on one thread.
 
-Beside the road: it drives the engines as a training does, on images made of noise, so that it needs no data set. All
-contestants of a ratio run in turns on the same work, and a ratio is the median over the turns; times are CPU times of
-one thread, which other programs on the machine disturb least.
-
-A new measurement is one function from `Options` to numbers, and its name in `BENCHES`.
+Times are CPU times, which other programs on the machine disturb least.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable
 from statistics import median
 
 import torch
@@ -19,6 +13,7 @@ from omegaconf import DictConfig
 from torch.nn.functional import cross_entropy
 
 from unlocked import config
+from unlocked.bench import Options, race, ratio
 from unlocked.gossip import virtual
 from unlocked.gossip.schedule import GRADIENT, levels
 from unlocked.gossip.workers import build_model
@@ -28,27 +23,17 @@ WORKERS = 64
 IMAGES, SIZE, BATCH = 4096, 14, 16
 
 
-@dataclass(frozen=True)
-class Options:
-    """How thoroughly to measure."""
-
-    turns: int = 7  # timings of every contestant, after one that does not count
-    gradients: int = 256  # per turn
-
-
-def gossip(options: Options) -> dict[str, float]:
+def measure(options: Options) -> dict[str, float]:
     """The virtual engine on a 64-ring: its overhead over bare gradients, and what batching the workers gains."""
     found: dict[str, float] = {}
     for network in ("conv", "mlp"):
-        times = race(gossip_contestants(network, options), options.turns)
+        times = race(contestants(network, options), options.turns)
         suffix = "" if network == "conv" else f"_{network}"
         found[f"engine_overhead{suffix}"] = ratio(times["loop"], times["bare"])
         found[f"batched_speedup_{network}_{WORKERS}"] = ratio(times["loop"], times["batched"])
         found[f"milliseconds_per_gradient_{network}"] = 1e3 * median(times["bare"]) / options.gradients
     return found
 
-
-BENCHES: dict[str, Callable[[Options], dict[str, float]]] = {"gossip": gossip}
 
 MEANINGS = {
     "engine_overhead": "time of a run's events one worker at a time / of the bare gradients (small convolutional net)",
@@ -58,27 +43,6 @@ MEANINGS = {
     "milliseconds_per_gradient_conv": "of the bare gradients",
     "milliseconds_per_gradient_mlp": "of the bare gradients",
 }
-
-
-def table(found: dict[str, float]) -> str:
-    """The numbers for a person."""
-    return "\n".join(f"{key:<32} {value:>8.3f}  {MEANINGS.get(key, '')}".rstrip() for key, value in found.items())
-
-
-def race(contestants: dict[str, Callable[[int], None]], turns: int) -> dict[str, list[float]]:
-    """CPU seconds of every contestant in every turn. Turn 0 warms up and does not count."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(turns + 1):
-        for name, go in contestants.items():
-            start = time.process_time()
-            go(turn)
-            times[name].append(time.process_time() - start)
-    return {name: values[1:] for name, values in times.items()}
-
-
-def ratio(one: Iterable[float], other: Iterable[float]) -> float:
-    """Median over the turns of how often `other` fits into `one`."""
-    return median(a / b for a, b in zip(one, other, strict=True))
 
 
 def noise_data(size: int = SIZE, images: int = IMAGES) -> Dataset:
@@ -108,7 +72,7 @@ def gossip_run(network: str, execution: str, options: Options) -> DictConfig:
     return config.resolve(config.defaults("acid", config.load_scale("quick")), settings)
 
 
-def gossip_contestants(network: str, options: Options) -> dict[str, Callable[[int], None]]:
+def contestants(network: str, options: Options) -> dict[str, Callable[[int], None]]:
     """Bare gradients, the engine's loop, and the engine batched; each does the same gradients in a turn."""
     torch.set_num_threads(1)
     data = noise_data()

@@ -1,0 +1,54 @@
+"""What the artifact's own code costs, each as a ratio to a peer measured in the same run: `unlocked bench`.
+
+Beside the road: it drives the engines as a training does, on images made of noise, so that it needs no data set. All
+contestants of a ratio run in turns on the same work, and a ratio is the median over the turns.
+
+A new measurement is a module with `measure(options) -> numbers` and `MEANINGS`, and its name in `BENCHES`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from statistics import median
+
+from unlocked.errors import choose
+
+BENCHES = ("gossip",)
+
+
+@dataclass(frozen=True)
+class Options:
+    """How thoroughly to measure."""
+
+    turns: int = 7  # timings of every contestant, after one that does not count
+    gradients: int = 256  # per turn
+
+
+def measure(name: str, options: Options) -> dict[str, float]:
+    """The numbers of one bench."""
+    return importlib.import_module(f"{__name__}.{choose('bench', name, BENCHES)}").measure(options)
+
+
+def table(name: str, found: dict[str, float]) -> str:
+    """The numbers for a person."""
+    meanings = importlib.import_module(f"{__name__}.{name}").MEANINGS
+    return "\n".join(f"{key:<32} {value:>8.3f}  {meanings.get(key, '')}".rstrip() for key, value in found.items())
+
+
+def race(contestants: dict[str, Callable[[int], None]], turns: int) -> dict[str, list[float]]:
+    """CPU seconds of every contestant in every turn. Turn 0 warms up and does not count."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(turns + 1):
+        for name, go in contestants.items():
+            start = time.process_time()
+            go(turn)
+            times[name].append(time.process_time() - start)
+    return {name: values[1:] for name, values in times.items()}
+
+
+def ratio(one: Iterable[float], other: Iterable[float]) -> float:
+    """Median over the turns of how often `other` fits into `one`."""
+    return median(a / b for a, b in zip(one, other, strict=True))
