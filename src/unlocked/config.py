@@ -88,6 +88,9 @@ class Runtime:
     threads: int = 1  # CPU threads of torch
     data_root: str = "data"  # folder of the data sets
     execution: str = "auto"  # events of a gossip run: auto, loop (levels, one worker at a time), batched, one_by_one
+    precision: str = "float32"  # forward_gradient, a training's blocks: float32, bfloat16 (autocast)
+    channels_last: bool = False  # forward_gradient: memory layout of nets and images; faster on GPUs
+    compile: bool = False  # forward_gradient: torch.compile of the blocks; needs a C++ compiler
     checkpoint_minutes: float = 5  # time between checkpoints
     wandb: str = "offline"  # offline, online, disabled
     wandb_project: str = "unlocked"
@@ -96,6 +99,7 @@ class Runtime:
     verify_data: bool = True  # check the published checksums of downloaded data sets
     timeout: float = 60  # engine processes: seconds without a word after which a worker is given up
     interface: str = "lo"  # engine processes: network interface on which workers talk; lo: this machine alone
+    backend: str = "gloo"  # engine processes: gloo; nccl: every worker must have a GPU of its own
 
 
 @dataclass
@@ -210,6 +214,8 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "per_sample_method": ("auto", "one_pass", "tangents"),
     "optim.schedule": ("large_batch", "step", "constant"),
     "evaluation.workers": ("final", "always", "never"),
+    "runtime.backend": ("gloo", "nccl"),
+    "runtime.precision": ("float32", "bfloat16"),
     "runtime.execution": ("auto", "loop", "batched", "one_by_one"),
     "runtime.wandb": ("offline", "online", "disabled"),
     "runtime.reuse": ("same_code", "same_config"),
@@ -315,6 +321,10 @@ class PaperScale:
     variations: list[float] = field(default_factory=lambda: [0.1, 0.5, 1.0])  # spreads of gradient times there
     slow_factors: list[float] = field(default_factory=lambda: [2.0, 4.0])  # and slowdowns of one worker
     horizon: float = 1000  # gradient times of the studies without a network
+    engine_workers: int = 4  # of the item that runs both engines
+    engine_epochs: float = 1.0  # its budget
+    # and a factor on the real processes' gradient times, by sleeping: workers that have no core each would compete
+    engine_stretch: float = 1.0
     auxiliary: str = "cnn"  # auxiliary nets of items that have one kind
     auxiliaries: list[str] = field(default_factory=lambda: ["cnn", "mlp", "linear"])  # of the tables of accuracy
     widths: list[float] = field(default_factory=lambda: [0.25, 0.5, 1.0])  # of the net, in the items on width and error
@@ -396,6 +406,8 @@ def from_file(path: Path) -> DictConfig:
 def canonicalise(run: DictConfig) -> None:
     """Give settings that have no effect one value, so that the same training has one id."""
     if run.paper == "acid":
+        canonicalise_study(run)
+        canonicalise_engine(run)
         if run.method == "allreduce":
             run.graph, run.rate, run.pairing = "complete", 1.0, "poisson"
             run.gradient_read, run.init = "event", "common"
@@ -404,11 +416,18 @@ def canonicalise(run: DictConfig) -> None:
         if run.pairing == "poisson":
             run.owed = "poisson"
         canonicalise_clock(run.clock)
-        canonicalise_study(run)
     if run.paper == "forward_gradient":
         canonicalise_forward_gradient(run)
     if run.data.partition != "dirichlet":
         run.data.concentration = Data.concentration
+
+
+def canonicalise_engine(run: DictConfig) -> None:
+    """Real processes take real time, pair who is there, and read x when a gradient starts."""
+    if run.engine != "processes":
+        return
+    run.clock = OmegaConf.structured(Clock(slow_workers=run.clock.slow_workers, slow_factor=run.clock.slow_factor))
+    run.pairing, run.gradient_read = "availability", "start"  # all-reduce has neither
 
 
 def canonicalise_clock(clock: DictConfig) -> None:
@@ -492,6 +511,12 @@ def validate_forward_gradient(run: DictConfig) -> None:
     if run.per_sample_method == "one_pass" and run.norm == "batch":
         right = "samples interact through BatchNorm's batch statistics; take tangents, or norm = group"
         raise SettingError("per_sample_method", "one_pass", right)
+    if run.runtime.precision != "float32" and (run.mode == "forward_mode" or run.study != "training"):
+        raise SettingError("runtime.precision", run.runtime.precision, "needs mode = projection and study = training")
+    per_sample_weight = run.space == "weight" and not run.averaged and run.guess != run.target
+    if run.runtime.compile and (run.mode == "forward_mode" or run.study != "training" or per_sample_weight):
+        right = "needs mode = projection, study = training, and no coefficients per sample in the weights"
+        raise SettingError("runtime.compile", True, right)
     if run.data.partition != "iid":
         raise SettingError("data.partition", run.data.partition, "must be iid: there is one worker")
     if run.measure.batches * run.measure.batch_size > train_size(run):
@@ -509,6 +534,8 @@ def validate_acid(run: DictConfig) -> None:
     if run.method == "allreduce":
         return
     topology.check(run.graph, run.workers)
+    if run.engine == "processes" and run.runtime.backend == "nccl" and not run.runtime.device.startswith("cuda"):
+        raise SettingError("runtime.backend", "nccl", "needs runtime.device = cuda")
     for key in ("latency", "bandwidth"):
         if run.pairing == "poisson" and run.clock[key]:
             raise SettingError(

@@ -6,10 +6,10 @@ import itertools
 
 import pytest
 import torch
-from conftest import Net, small_net
 from torch import Tensor, nn
 from torch.nn import functional
 
+from forward_gradient.conftest import Net, small_net
 from unlocked.errors import SettingError
 from unlocked.forward_gradient import estimate, guesses
 
@@ -284,14 +284,6 @@ def test_what_cannot_work_is_refused_in_one_line(changed: dict, setting: str) ->
         estimate(net.blocks, inputs=net.inputs, labels=net.labels, **settings)
     assert raised.value.setting == setting
     assert "\n" not in str(raised.value)
-
-
-def test_a_layer_without_a_per_sample_rule_is_refused() -> None:
-    net = small_net()
-    net.blocks[0] = nn.Sequential(net.blocks[0], nn.PReLU().double())
-    with pytest.raises(SettingError, match="PReLU"):
-        estimate(*net.everything(), target="global", guess="local", space="weight")
-    estimate(*net.everything(), target="global", guess="local", space="weight", averaged=True)
 
 
 def test_inference_mode_is_refused() -> None:

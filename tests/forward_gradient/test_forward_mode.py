@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 import torch
-from conftest import Net, small_net
 from torch import nn
 
+from forward_gradient.conftest import Net, small_net
 from unlocked.errors import SettingError
 from unlocked.forward_gradient import Estimate, estimate
 

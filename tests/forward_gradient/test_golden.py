@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import Net, ours, tensor
 from torch import nn
 
-from unlocked.forward_gradient import estimate, measures, per_sample, project, projection
+from forward_gradient.conftest import Net, ours, tensor
+from unlocked.forward_gradient import estimate, measures, passes, project, projection, spaces
 
 CLOSE = {"atol": 1e-9, "rtol": 1e-9}
 
@@ -85,9 +85,16 @@ def test_alignment_measures(golden: dict) -> None:
 )
 def test_per_sample_contributions(golden: dict, case: str, layer: nn.Module) -> None:
     values = golden["cases"][case]
-    found = per_sample.rule(layer).gradient(layer.double(), tensor(values["inputs"]), tensor(values["grad_output"]))
+    layer = layer.double()
+    inputs, gradient = tensor(values["inputs"]), tensor(values["grad_output"])
+    space = spaces.PerSampleWeight()
+    step = passes.forward(0, layer, inputs, chained=False, record_calls=True)
+    found = space.read(step, gradient, passes.pull(step.outputs, gradient, space.wanted(step)))
     for name in ("weight", "bias"):
-        torch.testing.assert_close(found[name], tensor(values[name]), **CLOSE)
+        for sample in range(len(inputs)):
+            alone = torch.zeros(len(inputs), dtype=torch.float64)
+            alone[sample] = 1
+            torch.testing.assert_close(found[name].weighted(alone), tensor(values[name])[sample], **CLOSE)
 
 
 def golden_gradients(golden: dict, run: str) -> dict[str, torch.Tensor]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from conftest import small_net
 
-from unlocked.forward_gradient import estimate, measures
+from forward_gradient.conftest import small_net
+from unlocked.forward_gradient import estimate, measures, spaces
 
 SPACES = [("weight", False), ("weight", True), ("activity", False)]
 
@@ -70,6 +70,8 @@ def test_zero_vectors_give_a_zero_cosine_and_no_ratio() -> None:
     found = measures.compare(target, guess)
     assert torch.equal(found["cosine"], torch.zeros(2))
     assert found["norm_ratio"].isnan().all()
-    recorded = measures.alignment(0, {"output": target}, {"output": guess}, {"output": torch.zeros(2)})
+    alignment = measures.Alignment(spaces.Activity(averaged=False))
+    alignment.add("output", target, guess, torch.zeros(2))
+    recorded = alignment.measures(0)
     assert ("norm_ratio", 0) not in recorded
     assert recorded["guess_norm", 0] == pytest.approx(3**0.5)

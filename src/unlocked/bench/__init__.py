@@ -16,7 +16,7 @@ from statistics import median
 
 from unlocked.errors import choose
 
-BENCHES = ("gossip",)
+BENCHES = ("gossip", "processes", "forward_gradient")
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,7 @@ class Options:
 
     turns: int = 7  # timings of every contestant, after one that does not count
     gradients: int = 256  # per turn
+    width: float = 1.0  # of the net of forward_gradient
 
 
 def measure(name: str, options: Options) -> dict[str, float]:

@@ -9,20 +9,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 
 from unlocked.errors import SettingError, choose
 from unlocked.forward_gradient import forward_mode, guesses, measures, spaces, targets
 from unlocked.forward_gradient.guesses import Draw
-from unlocked.forward_gradient.passes import BlockPass, HeadPass, forward, head, pull
-from unlocked.forward_gradient.projection import from_inner, inner, scale
-from unlocked.forward_gradient.spaces import Space, Tensors
+from unlocked.forward_gradient.passes import PRECISIONS, BlockPass, HeadPass, forward, head, pull
+from unlocked.forward_gradient.projection import from_inner
+from unlocked.forward_gradient.spaces import Space, Tensors, Vector
 
-Products = Callable[[Tensors], Tensors]
+Vectors = dict[str, Vector]
+Products = Callable[[str, Vector], Tensor]
 
 
 @dataclass
@@ -33,7 +32,7 @@ class Estimate:
     (and must be neither stepped nor decayed). losses, correct: (K,), mean cross-entropy and number of right answers of
     every block's auxiliary net; the last is the net's. coefficients: by `blocks.<k>.<tensor>`, the tensor a parameter
     or `output`; (N,) per sample, else (); a first dimension of `tangents` where there are several; none where guess and
-    target are one. measures: by (metric, block), when asked for.
+    target are one. measures: by (metric, block), when asked for. notes: what was done in another way than usual.
     """
 
     gradients: Tensors
@@ -41,6 +40,7 @@ class Estimate:
     correct: Tensor
     coefficients: Tensors = field(default_factory=dict)
     measures: measures.Measures = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class _Method:
     update: bool
     per_sample_method: str
     chunk: int
+    precision: str
 
     @property
     def trains_auxiliaries(self) -> bool:
@@ -84,27 +85,33 @@ class _Net:
     inputs: Tensor
     labels: Tensor
 
+    def is_last(self, index: int) -> bool:
+        return index == len(self.blocks) - 1
+
 
 @dataclass
 class _Found:
     """What is gathered on the way to an `Estimate`."""
 
-    heads: list[HeadPass]
+    heads: dict[int, HeadPass] = field(default_factory=dict)
     gradients: Tensors = field(default_factory=dict)
     coefficients: Tensors = field(default_factory=dict)
     measures: measures.Measures = field(default_factory=dict)
+    truth: Tensors = field(default_factory=dict)  # the estimated blocks' true gradients, where they are measured
 
-    def keep(self, block: BlockPass, gradients: Sequence[Tensor | None]) -> None:
-        """File one block's parameter gradients, given in the order of its parameters."""
-        named = spaces.or_zeros(block.parameters, gradients)
-        self.gradients |= {f"blocks.{block.index}.{name}": gradient for name, gradient in named.items()}
+    def keep(self, block: BlockPass, gradients: Tensors) -> None:
+        """File one block's parameter gradients."""
+        self.gradients |= {f"blocks.{block.index}.{name}": gradient for name, gradient in gradients.items()}
 
     def closed(self) -> Estimate:
         """The estimate, with what the auxiliary nets gave."""
-        for k, one in enumerate(self.heads):
+        heads = [self.heads[k] for k in range(len(self.heads))]
+        for k, one in enumerate(heads):
             self.gradients |= {f"auxiliaries.{k}.{name}": gradient for name, gradient in one.gradients.items()}
-        losses = torch.stack([one.loss for one in self.heads])
-        correct = torch.stack([one.correct for one in self.heads])
+        if self.truth:
+            estimated = {name: self.gradients[name] for name in self.truth}
+            self.measures |= measures.error(measures.WHOLE, estimated, self.truth)
+        losses, correct = torch.stack([one.loss for one in heads]), torch.stack([one.correct for one in heads])
         return Estimate(self.gradients, losses, correct, self.coefficients, self.measures)
 
 
@@ -138,6 +145,7 @@ def estimate(
     guess_auxiliaries: Sequence[nn.Module] | None = None,
     measure: bool = False,
     update_statistics: bool = False,
+    precision: str = "float32",
 ) -> Estimate:
     """Estimate the gradient of every parameter on one batch, without changing anything.
 
@@ -162,6 +170,8 @@ def estimate(
     measure: fill `Estimate.measures` (with `projection` only; it takes a second way back).
     update_statistics: let BatchNorm update its running statistics as one training forward pass does, in the blocks and
     in the nets that target or guess use. By default no buffer changes.
+    precision: of the blocks' layers: `float32` (that of their parameters), or `bfloat16` (autocast; auxiliary nets,
+    inner products and estimates keep the parameters' precision).
 
     Raises SettingError for names that are unknown and combinations that are not covered, each with the reason.
     """
@@ -177,14 +187,16 @@ def estimate(
         update=update_statistics,
         per_sample_method=choose("per_sample_method", per_sample_method, forward_mode.methods()),
         chunk=chunk,
+        precision=choose("precision", precision, PRECISIONS),
     )
     own_guesses = None if guess_auxiliaries is None else list(guess_auxiliaries)
     net = _Net(list(blocks), list(auxiliaries), own_guesses, inputs, labels)
     _check(method, net)
     with torch.enable_grad():
-        if method.mode == "projection":
-            return _by_projection(method, net)
-        return _by_forward_mode(method, net)
+        found = (_back_and_forth if method.needs_chain else _block_by_block)(method, net)
+    unknown = [] if method.is_its_target else spaces.without_rule(method.space, net.blocks[:-1])
+    found.notes = tuple(f"per-sample gradients by torch.func: {name}" for name in unknown)
+    return found
 
 
 def _check(method: _Method, net: _Net) -> None:
@@ -204,6 +216,8 @@ def _check(method: _Method, net: _Net) -> None:
         raise SettingError("mode", "forward_mode", "never forms the global target, so it cannot be the guess")
     if method.mode == "forward_mode" and method.measure:
         raise SettingError("measure", True, "needs mode projection: forward_mode never forms the target")
+    if method.mode == "forward_mode" and method.precision != "float32":
+        raise SettingError("precision", method.precision, "must be float32 with forward_mode, which is to be exact")
     if torch.is_inference_mode_enabled():
         raise SettingError("inference_mode", True, "drops gradients and tangents; leave it for `estimate`")
     if not method.is_its_target:
@@ -211,136 +225,167 @@ def _check(method: _Method, net: _Net) -> None:
             method.space.check(block)
 
 
-def _by_projection(method: _Method, net: _Net) -> Estimate:
-    """Backpropagate the target, then compare it with the guess in every block."""
-    steps: list[_Step] = []
+def _back_and_forth(method: _Method, net: _Net) -> Estimate:
+    """Forward through all blocks, and back block by block with the gradient of the whole net's loss.
+
+    A block's graph is let go before the next block's turn. Random guesses are drawn from the first block on, so with
+    them the blocks wait, once their target is known, for the way back to end.
+    """
+    found, chain, outputs = _Found(), [], net.inputs
     for index in range(len(net.blocks)):
-        steps.append(_step(method, net, index, steps[-1].block.outputs if steps else net.inputs))
-    *estimated, last = steps
-    passes, heads = [step.block for step in steps], [step.own for step in steps]
-
-    def wanted(block: BlockPass) -> Sequence[Tensor | GradientEdge]:
-        return _places(block) if block is last.block or method.is_its_target else method.space.wanted(block)
-
-    arrivals = targets.build(method.target, passes, heads, wanted)
-    found = _Found(heads)
-    for step, arrival in zip(estimated, arrivals, strict=False):
-        if method.is_its_target:
-            found.keep(step.block, arrival.inside)
-            continue
-        target = method.space.read(step.block, arrival.output, arrival.inside)
-        _estimate_block(method, step, partial(_multiplied, method, target), target, found)
-    found.keep(last.block, arrivals[-1].inside)
-    if method.measure:
-        _measure_error(found, passes[:-1], targets.global_(passes, heads, _places))
+        chain.append(_forward(method, net, index, outputs))
+        outputs = chain[-1].outputs
+    del outputs
+    waiting: list[tuple[_Step, Vectors]] = []
+    arriving: Tensor | None = None
+    while chain:
+        arriving = _back_through(method, net, chain.pop(), arriving, found, waiting)
+    while waiting:
+        _estimate_block(method, *waiting.pop(), found)
     return found.closed()
 
 
-def _by_forward_mode(method: _Method, net: _Net) -> Estimate:
-    """Block by block from the first, each block's graph let go before the next: no target is ever formed."""
-    found = _Found([])
+def _back_through(
+    method: _Method, net: _Net, block: BlockPass, arriving: Tensor | None, found: _Found, waiting: list
+) -> Tensor | None:
+    """One block's part of the way back: its target and, unless it waits, its estimate; gives what goes on back.
+
+    arriving: the gradient of the whole net's loss at the block's outputs; None where it starts, in the last block.
+    """
+    step = _with_heads(method, net, block, found)
+    whole = step.own.output_gradient if arriving is None else arriving
+    target = targets.cotangent(method.target, whole, step.own)
+    true = arriving is None or method.is_its_target
+    wanted = list(block.parameters.values()) if true else method.space.wanted(block)
+    upstream, inside = _pull_both(block, whole, target, wanted)
+    if true:
+        found.keep(block, block.named(inside))
+        return upstream
+    vectors = method.space.read(block, target, inside)
+    if method.measure:
+        truth = block.parameter_gradients(whole)
+        found.truth |= {f"blocks.{block.index}.{name}": gradient for name, gradient in truth.items()}
+    if method.guess == "random":
+        waiting.append((step, vectors))
+    else:
+        _estimate_block(method, step, vectors, found)
+    return upstream
+
+
+def _pull_both(
+    block: BlockPass, whole: Tensor, target: Tensor, wanted: Sequence[spaces.Place]
+) -> tuple[Tensor | None, tuple[Tensor | None, ...]]:
+    """The gradient `whole` at the block's inputs, and the target at the `wanted` places; in one pass if they agree."""
+    inputs = [block.inputs] if block.index else []
+    if target is whole:
+        gradients = pull(block.outputs, whole, [*inputs, *wanted])
+        upstream, inside = gradients[: len(inputs)], gradients[len(inputs) :]
+    else:
+        upstream, inside = pull(block.outputs, whole, inputs), pull(block.outputs, target, wanted)
+    return (torch.zeros_like(block.inputs) if upstream[0] is None else upstream[0]) if inputs else None, inside
+
+
+def _block_by_block(method: _Method, net: _Net) -> Estimate:
+    """Estimate each block on the way forward, and let its graph go before the next: nothing comes back to it.
+
+    So it is with a local target, and in forward mode, where no target is ever formed.
+    """
+    found = _Found()
     outputs = net.inputs
     for index in range(len(net.blocks)):
-        outputs = _forward_mode_block(method, net, index, outputs, found)
+        outputs = _forward_through(method, net, index, outputs, found)
     return found.closed()
 
 
-def _forward_mode_block(method: _Method, net: _Net, index: int, inputs: Tensor, found: _Found) -> Tensor:
+def _forward_through(method: _Method, net: _Net, index: int, inputs: Tensor, found: _Found) -> Tensor:
     """One block's estimate from its inputs, into `found`; gives its outputs, without their graph."""
-    step = _step(method, net, index, inputs)
-    block = step.block
-    found.heads.append(step.own)
-    if index == len(net.blocks) - 1 or method.is_its_target:
-        found.keep(block, pull(block.outputs, step.own.output_gradient, _places(block)))
-        return block.outputs.detach()
-    is_global = method.target == "global"
-    tail = [*net.blocks[index + 1 :], net.auxiliaries[-1]] if is_global else [net.auxiliaries[index]]
-
-    def products(guess: Tensors) -> Tensors:
-        how = (method.per_sample_method, method.chunk)
-        return forward_mode.inner_products(block, tail, net.labels, method.space, guess, *how)
-
-    _estimate_block(method, step, products, None, found)
+    block = _forward(method, net, index, inputs)
+    step = _with_heads(method, net, block, found)
+    if net.is_last(index) or method.is_its_target:
+        found.keep(block, block.parameter_gradients(step.own.output_gradient))
+    elif method.mode == "forward_mode":
+        tail = [net.auxiliaries[index]]
+        if method.target == "global":
+            tail = [*net.blocks[index + 1 :], net.auxiliaries[-1]]
+        how = (method.space, method.per_sample_method, method.chunk)
+        slopes = forward_mode.Slopes(block, tail, net.labels, *how)
+        _estimate_block(method, step, {}, found, slopes.inner)
+    else:
+        target = step.own.output_gradient
+        _estimate_block(method, step, _vectors(method, block, target), found)
     return block.outputs.detach()
 
 
-def _step(method: _Method, net: _Net, index: int, inputs: Tensor) -> _Step:
-    """One block's part of the forward pass, its loss, and the gradients of auxiliary nets that the method asks for."""
-    is_last = index == len(net.blocks) - 1
-    calls = method.space.needs_calls and not method.is_its_target and not is_last
-    block = forward(
-        index, net.blocks[index], inputs, chained=method.needs_chain, record_calls=calls, update=method.update
-    )
+def _forward(method: _Method, net: _Net, index: int, inputs: Tensor) -> BlockPass:
+    """One block's part of the forward pass."""
+    calls = method.space.needs_calls and not method.is_its_target and not net.is_last(index)
+    return forward(
+        index, net.blocks[index], inputs, chained=method.needs_chain, record_calls=calls, update=method.update,
+        precision=method.precision,
+    )  # fmt: skip
+
+
+def _with_heads(method: _Method, net: _Net, block: BlockPass, found: _Found) -> _Step:
+    """A block's loss, with the gradients of auxiliary nets that the method asks for."""
+    is_last = net.is_last(block.index)
     guessing = guesses.from_auxiliaries(method.guess) and not is_last
     gives_guess = guessing and net.guess_auxiliaries is None
     used = method.target == "local" or gives_guess or is_last
     train = method.trains_auxiliaries or is_last
     update = method.update and used
-    own = head(net.auxiliaries[index], block.outputs, net.labels, gradient=used, train=train, update=update)
+    own = head(net.auxiliaries[block.index], block.outputs, net.labels, gradient=used, train=train, update=update)
+    found.heads[block.index] = own
     guess = own if gives_guess else None
     if guessing and not gives_guess:
-        other = net.guess_auxiliaries[index]
+        other = net.guess_auxiliaries[block.index]
         guess = head(other, block.outputs, net.labels, gradient=True, train=False, update=method.update)
     return _Step(block, own, guess)
 
 
-def _guesses(method: _Method, step: _Step, target: Tensors | None) -> Iterator[Tensors]:
-    """The guesses of one block: one, or `tangents` draws of noise."""
+def _vectors(method: _Method, block: BlockPass, cotangent: Tensor) -> Vectors:
+    """The gradient `cotangent` at the block's output, in the method's space."""
+    return method.space.read(block, cotangent, pull(block.outputs, cotangent, method.space.wanted(block)))
+
+
+def _guesses(method: _Method, step: _Step, target: Vectors) -> Iterator[tuple[str, Vector]]:
+    """The guesses of one block, place by place; of random ones all `tangents`, one after the other."""
     block = step.block
     if method.guess == "random":
         for _ in range(method.tangents):
-            shapes = method.space.shapes(block)
-            yield {
-                name: method.draw(shape, block.outputs.dtype, block.outputs.device) for name, shape in shapes.items()
-            }
+            for name, shape in method.space.shapes(block).items():
+                yield name, method.draw(shape, block.outputs.dtype, block.outputs.device)
     elif method.guess == "global":
-        yield target
+        yield from target.items()
     else:
-        cotangent = step.guess.output_gradient
-        yield method.space.read(block, cotangent, pull(block.outputs, cotangent, method.space.wanted(block)))
+        yield from _vectors(method, block, step.guess.output_gradient).items()
 
 
-def _estimate_block(method: _Method, step: _Step, products: Products, target: Tensors | None, found: _Found) -> None:
-    """One block's estimate, mean over its guesses, into `found`; `products` gives <T, G> for the tensors of a guess."""
+def _estimate_block(
+    method: _Method, step: _Step, target: Vectors, found: _Found, slope: Products | None = None
+) -> None:
+    """One block's estimate, mean over its guesses, into `found`.
+
+    target: at every place, unless `slope(name, guess)` gives <T, G> without it.
+    """
     space, block = method.space, step.block
     total: Tensors = {}
-    coefficients: list[Tensors] = []
-    for guess in _guesses(method, step, target):
-        found_products = products(guess)
-        coefficients.append(
-            {
-                name: from_inner(found_products[name], g, per_sample=space.per_sample, normalise=method.normalise)
-                for name, g in guess.items()
-            }
-        )
-        parts = {name: scale(coefficients[-1][name], g) for name, g in guess.items()}
-        total = {name: total[name] + part for name, part in parts.items()} if total else parts
-        if method.measure and len(coefficients) == 1:
-            found.measures |= measures.alignment(block.index, target, guess, coefficients[0])
+    coefficients: dict[str, list[Tensor]] = {}
+    alignment = measures.Alignment(space) if method.measure else None
+    for name, guess in _guesses(method, step, target):
+        others = ([] if slope else [target[name]]) + ([guess] if method.normalise else [])
+        products = ([slope(name, guess)] if slope else []) + (space.inner(guess, others) if others else [])
+        coefficient = from_inner(*products)
+        part = space.weigh(coefficient, guess)
+        total[name] = total[name] + part if name in total else part
+        if alignment and name not in coefficients:
+            alignment.add(name, target[name], guess, coefficient)
+        coefficients.setdefault(name, []).append(coefficient)
     mean = {name: tensor / method.tangents for name, tensor in total.items()} if method.tangents > 1 else total
-    found.keep(block, list(space.gradients(block, mean).values()))
-    for name in coefficients[0]:
-        every = torch.stack([one[name] for one in coefficients])
-        found.coefficients[f"blocks.{block.index}.{name}"] = every if method.tangents > 1 else every[0]
-
-
-def _multiplied(method: _Method, target: Tensors, guess: Tensors) -> Tensors:
-    """<T, G> where the target is at hand."""
-    return {name: inner(target[name], guess[name], method.space.per_sample) for name in guess}
-
-
-def _places(block: BlockPass) -> list[Tensor]:
-    return list(block.parameters.values())
-
-
-def _measure_error(found: _Found, blocks: Sequence[BlockPass], truths: Sequence[targets.Arrival]) -> None:
-    """Compare the estimates of `blocks` with their true gradients, one by one and all together."""
-    whole: tuple[Tensors, Tensors] = ({}, {})
-    for block, truth in zip(blocks, truths, strict=False):
+    found.keep(block, space.gradients(block, mean))
+    for name, several in coefficients.items():
+        found.coefficients[f"blocks.{block.index}.{name}"] = torch.stack(several) if len(several) > 1 else several[0]
+    if alignment:
+        found.measures |= alignment.measures(block.index)
         prefix = f"blocks.{block.index}."
-        true = spaces.or_zeros(block.parameters, truth.inside)
-        estimated = {name: found.gradients[prefix + name] for name in true}
-        found.measures |= measures.error(block.index, estimated, true)
-        for together, part in zip(whole, (estimated, true), strict=True):
-            together |= {prefix + name: gradient for name, gradient in part.items()}
-    found.measures |= measures.error(measures.WHOLE, *whole)
+        true = {name: found.truth[prefix + name] for name in block.parameters}
+        found.measures |= measures.error(block.index, {name: found.gradients[prefix + name] for name in true}, true)

@@ -11,6 +11,7 @@ losses, right only where samples do not interact. One tangent per sample: always
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,7 @@ from torch.nn import functional
 
 from unlocked.errors import SettingError, choose
 from unlocked.forward_gradient.passes import BlockPass, frozen_statistics, uses_batch_statistics
-from unlocked.forward_gradient.spaces import Space, Tensors
+from unlocked.forward_gradient.spaces import Space, Vector
 
 CHUNK = 8  # tangents that run at once: each holds its own copy of the activations
 
@@ -29,38 +30,41 @@ def methods() -> tuple[str, ...]:
     return ("auto", "one_pass", "tangents")
 
 
-def inner_products(
-    step: BlockPass,
-    tail: Sequence[nn.Module],
-    labels: Tensor,
-    space: Space,
-    guess: Tensors,
-    method: str = "auto",
-    chunk: int = CHUNK,
-) -> Tensors:
-    """<T, G> for every tensor of `guess`: (N,) in a per-sample space, else ().
+@dataclass(frozen=True)
+class Slopes:
+    """Inner products of the target with guesses in one block, as derivatives of the loss along them.
 
     step: the block that is perturbed. tail: what maps its outputs to scores (the later blocks and the classifier for
     the global target, the auxiliary net for the local one). labels: (N,). method: see `methods`.
-    Raises SettingError for `one_pass` where samples interact, and for modules that forward mode cannot differentiate.
     """
-    modules = [step.block, *tail]
-    check_hooks(modules)
-    separate = space.per_sample and needs_tangents(modules, method)
 
-    def losses(name: str, direction: Tensor, amount: Tensor) -> Tensor:
-        scores = space.perturb(step, name, direction, amount)
-        for module in tail:
-            scores = module(scores)
-        return functional.cross_entropy(scores, labels, reduction="none") / len(labels)
+    step: BlockPass
+    tail: Sequence[nn.Module]
+    labels: Tensor
+    space: Space
+    method: str = "auto"
+    chunk: int = CHUNK
 
-    with torch.no_grad(), frozen_statistics(*modules):
-        return {
-            name: _derivative(
-                lambda amount, n=name, d=direction: losses(n, d, amount), direction, space, separate, chunk
-            )
-            for name, direction in guess.items()
-        }
+    def inner(self, name: str, guess: Vector) -> Tensor:
+        """<T, G> at the place `name`: (N,) in a per-sample space, else ().
+
+        Raises SettingError for `one_pass` where samples interact, and for modules that forward mode cannot
+        differentiate.
+        """
+        modules = [self.step.block, *self.tail]
+        check_hooks(modules)
+        separate = self.space.per_sample and needs_tangents(modules, self.method)
+        with torch.no_grad(), frozen_statistics(*modules):
+            motion = self.space.motion(self.step, name, guess)
+
+            def losses(amount: Tensor) -> Tensor:
+                scores = self.space.perturb(self.step, name, motion, amount)
+                for module in self.tail:
+                    scores = module(scores)
+                return functional.cross_entropy(scores, self.labels, reduction="none") / len(self.labels)
+
+            zeros = self.step.outputs.new_zeros(self.step.samples if self.space.per_sample else ())
+            return _derivative(losses, zeros, separate, self.chunk)
 
 
 def needs_tangents(modules: Sequence[nn.Module], method: str) -> bool:
@@ -83,14 +87,10 @@ def check_hooks(modules: Sequence[nn.Module]) -> None:
                 raise SettingError("mode", "forward_mode", f"{type(layer).__name__} has a backward hook; remove it")
 
 
-def _derivative(
-    losses: Callable[[Tensor], Tensor], direction: Tensor, space: Space, separate: bool, chunk: int
-) -> Tensor:
-    """The derivative at 0 of `losses`, a function of the amount, one per sample or one in all."""
-    if not space.per_sample:
-        zero = direction.new_zeros(())
-        return jvp(lambda amount: losses(amount).sum(), (zero,), (torch.ones_like(zero),))[1]
-    zeros = direction.new_zeros(len(direction))
+def _derivative(losses: Callable[[Tensor], Tensor], zeros: Tensor, separate: bool, chunk: int) -> Tensor:
+    """The derivative at `zeros` of `losses`, a function of the amount: (N,), or () for their sum where that is ()."""
+    if not zeros.dim():
+        return jvp(lambda amount: losses(amount).sum(), (zeros,), (torch.ones_like(zeros),))[1]
     if not separate:
         return jvp(losses, (zeros,), (torch.ones_like(zeros),))[1]
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from unlocked.forward_gradient.spaces import Space, Vector
+
 Measures = dict[tuple[str, int], float]
 WHOLE = -1  # the index of all estimated blocks taken together
 
@@ -18,17 +20,23 @@ _QUANTILES = (0.1, 0.5, 0.9)
 
 
 def compare(target: Tensor, guess: Tensor) -> dict[str, Tensor]:
-    """Measures of two tensors of one shape (N, ...), row by row: each (N,).
+    """Measures of two tensors of one shape (N, ...), row by row: see `from_products`."""
+    target, guess = target.flatten(1), guess.flatten(1)
+    squares = [(one * one).sum(1) for one in (target, guess, target - guess)]
+    return from_products((target * guess).sum(1), *squares)
+
+
+def from_products(product: Tensor, target: Tensor, guess: Tensor, difference: Tensor) -> dict[str, Tensor]:
+    """Measures of two vectors T and G from <T, G>, ‖T‖², ‖G‖² and ‖T - G‖², each (N,): one row each.
 
     A zero row has cosine 0 to everything. `norm_ratio` is the guess's norm over the target's, and `relative_distance`
     that of their difference over the target's; over a zero target both are not a number.
     """
-    target, guess = target.flatten(1), guess.flatten(1)
-    target_norm, guess_norm = target.norm(dim=1), guess.norm(dim=1)
-    distance, by_target = (target - guess).norm(dim=1), torch.where(target_norm > 0, target_norm, torch.nan)
+    target_norm, guess_norm, distance = target.sqrt(), guess.sqrt(), difference.sqrt()
+    by_target = torch.where(target_norm > 0, target_norm, torch.nan)
     return {
-        "scalar_product": (target * guess).sum(1),
-        "cosine": (_unit(target, target_norm) * _unit(guess, guess_norm)).sum(1),
+        "scalar_product": product,
+        "cosine": product / _or_one(target_norm) / _or_one(guess_norm),
         "distance": distance,
         "relative_distance": distance / by_target,
         "norm_ratio": guess_norm / by_target,
@@ -37,30 +45,46 @@ def compare(target: Tensor, guess: Tensor) -> dict[str, Tensor]:
     }
 
 
-def alignment(
-    block: int, target: Mapping[str, Tensor], guess: Mapping[str, Tensor], coefficients: Mapping[str, Tensor]
-) -> Measures:
-    """Target against guess in one block.
+class Alignment:
+    """Target against guess in one block, gathered place by place.
 
-    target, guess: tensors by name, (N, ...) where coefficients are (N,), one per sample, else one row in all.
-    Metrics, each a mean over rows: `coefficient` and those of `compare`, over all tensors joined; where there are
-    several tensors, `cosine`, `norm_ratio` and `coefficient` of each as `metric/tensor`. Quantiles over rows and
-    tensors: `coefficient_q10`, `norm_ratio_q50` and so on. Per sample, `summed_…` compares the sums over samples.
+    Metrics, each a mean over rows, of which there is one per coefficient: `coefficient` and those of `from_products`,
+    over all places joined; where there are several places, `cosine`, `norm_ratio` and `coefficient` of each as
+    `metric/place`. Quantiles over rows and places: `coefficient_q10`, `norm_ratio_q50` and so on. Per sample,
+    `summed_…` compares the sums over samples.
     """
-    rows = {name: _rows(target[name], guess[name], coefficients[name]) for name in target}
-    joined = tuple(torch.cat([pair[side] for pair in rows.values()], dim=1) for side in (0, 1))
-    found = {metric: values.nanmean() for metric, values in compare(*joined).items()}
-    for name, pair in rows.items() if len(rows) > 1 else ():
-        compared = compare(*pair)
-        found |= {f"{metric}/{name}": compared[metric].nanmean() for metric in ("cosine", "norm_ratio")}
-        found[f"coefficient/{name}"] = coefficients[name].mean()
-    if len(joined[0]) > 1:
-        summed = compare(*(side.sum(0, keepdim=True) for side in joined))
-        found |= {f"summed_{metric}": values.squeeze() for metric, values in summed.items()}
-    every = torch.cat([value.flatten() for value in coefficients.values()])
-    ratios = torch.cat([compare(*pair)["norm_ratio"] for pair in rows.values()])
-    found |= {"coefficient": every.mean(), **_spread("coefficient", every), **_spread("norm_ratio", ratios)}
-    return {(metric, block): value for metric, value in _floats(found).items()}
+
+    def __init__(self, space: Space) -> None:
+        self.space = space
+        self.rows: dict[str, dict[str, Tensor]] = {}
+        self.sums: dict[str, dict[str, Tensor]] = {}
+        self.coefficients: dict[str, Tensor] = {}
+
+    def add(self, name: str, target: Vector, guess: Vector, coefficient: Tensor) -> None:
+        """Take in one place's target and guess, with the coefficient that they gave."""
+        product, square = self.space.inner(guess, [target, guess])
+        [length] = self.space.inner(target, [target])
+        self.rows[name] = _products(product, length, square)
+        self.coefficients[name] = coefficient
+        if self.space.per_sample:
+            ones = torch.ones_like(coefficient)
+            left, right = (self.space.summed(self.space.weigh(ones, one)) for one in (target, guess))
+            self.sums[name] = _products((left * right).sum(), (left * left).sum(), (right * right).sum())
+
+    def measures(self, block: int) -> Measures:
+        """All metrics of the block."""
+        found = {metric: values.nanmean() for metric, values in from_products(**_joined(self.rows)).items()}
+        for name, products in self.rows.items() if len(self.rows) > 1 else ():
+            compared = from_products(**products)
+            found |= {f"{metric}/{name}": compared[metric].nanmean() for metric in ("cosine", "norm_ratio")}
+            found[f"coefficient/{name}"] = self.coefficients[name].mean()
+        if self.sums:
+            summed = from_products(**_joined(self.sums))
+            found |= {f"summed_{metric}": values.squeeze() for metric, values in summed.items()}
+        every = torch.cat([value.flatten() for value in self.coefficients.values()])
+        ratios = torch.cat([from_products(**products)["norm_ratio"] for products in self.rows.values()])
+        found |= {"coefficient": every.mean(), **_spread("coefficient", every), **_spread("norm_ratio", ratios)}
+        return {(metric, block): value for metric, value in _floats(found).items()}
 
 
 def error(block: int, estimate: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> Measures:
@@ -86,14 +110,20 @@ def error(block: int, estimate: Mapping[str, Tensor], gradient: Mapping[str, Ten
     return {(metric, block): value for metric, value in _floats(found).items()}
 
 
-def _unit(rows: Tensor, norms: Tensor) -> Tensor:
-    return rows / torch.where(norms > 0, norms, 1).unsqueeze(1)
+def _or_one(norms: Tensor) -> Tensor:
+    return torch.where(norms > 0, norms, 1)
 
 
-def _rows(target: Tensor, guess: Tensor, coefficient: Tensor) -> tuple[Tensor, Tensor]:
-    """Both tensors as (rows, values): one row per coefficient."""
-    rows = max(1, coefficient.numel())
-    return target.reshape(rows, -1), guess.reshape(rows, -1)
+def _products(product: Tensor, target: Tensor, guess: Tensor) -> dict[str, Tensor]:
+    """As `from_products` takes them, in rows. The three are sums of the same kind, so for G = T the difference is 0."""
+    product, target, guess = (values.reshape(-1) for values in (product, target, guess))
+    difference = (target - 2 * product + guess).clamp_min(0)
+    return {"product": product, "target": target, "guess": guess, "difference": difference}
+
+
+def _joined(places: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The products of all places' vectors joined."""
+    return {key: sum(one[key] for one in places.values()) for key in next(iter(places.values()))}
 
 
 def _spread(metric: str, values: Tensor) -> dict[str, Tensor]:

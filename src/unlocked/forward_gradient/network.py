@@ -82,6 +82,17 @@ def _blocks(run: DictConfig, data: Dataset, norm: str | None) -> blocks.Blocks:
     )  # fmt: skip
 
 
+def execute_as_set_(net: Net, run: DictConfig) -> None:
+    """Lay out and compile the net in place as the run's `runtime` says; its parameters keep names and values."""
+    if run.runtime.channels_last:
+        net.parts.to(memory_format=torch.channels_last)
+    if run.runtime.compile:
+        # target and guess go back through one graph, so nothing in it may be given away on the first way
+        torch._functorch.config.donated_buffer = False
+        for block in net.blocks:
+            block.compile()
+
+
 def redraw_(net: Net, run: DictConfig, *names: str | int) -> None:
     """Draw the nets of an `ntk` guess anew, in place, from the run's seed and `names`; other guesses keep theirs."""
     if run.guess == "ntk":

@@ -16,6 +16,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn import functional
 from torch.nn.modules.batchnorm import _BatchNorm
 
+PRECISIONS = ("float32", "bfloat16")  # of a block's layers: that of their parameters, or autocast
+
 
 @dataclass
 class LayerCall:
@@ -49,6 +51,15 @@ class BlockPass:
         """The batch size N."""
         return len(self.inputs)
 
+    def named(self, gradients: Sequence[Tensor | None]) -> dict[str, Tensor]:
+        """Gradients by parameter, given in their order; zeros where the outputs did not depend on the parameter."""
+        pairs = zip(self.parameters.items(), gradients, strict=True)
+        return {name: torch.zeros_like(p) if gradient is None else gradient for (name, p), gradient in pairs}
+
+    def parameter_gradients(self, cotangent: Tensor) -> dict[str, Tensor]:
+        """The parameters' gradients for the gradient `cotangent` at the outputs."""
+        return self.named(pull(self.outputs, cotangent, list(self.parameters.values())))
+
 
 @dataclass
 class HeadPass:
@@ -61,12 +72,20 @@ class HeadPass:
 
 
 def forward(
-    index: int, block: nn.Module, inputs: Tensor, *, chained: bool, record_calls: bool = False, update: bool = False
+    index: int,
+    block: nn.Module,
+    inputs: Tensor,
+    *,
+    chained: bool,
+    record_calls: bool = False,
+    update: bool = False,
+    precision: str = "float32",
 ) -> BlockPass:
     """Run `inputs` (N, ...) through block number `index`.
 
     chained: gradients can be taken at the block's inputs too (but never at the images). record_calls: keep every
-    parameter-owning layer's inputs and outputs. update: let BatchNorm update its running statistics, once.
+    parameter-owning layer's inputs and outputs. update: let BatchNorm update its running statistics, once. precision:
+    see `PRECISIONS`; the outputs have the inputs' type whatever it is.
     """
     inputs = inputs.detach().requires_grad_(chained and index > 0)
     parameters = {name: p for name, p in block.named_parameters() if p.requires_grad}
@@ -74,7 +93,8 @@ def forward(
         if not update:
             stack.enter_context(frozen_statistics(block))
         calls = stack.enter_context(_recorded(block)) if record_calls else []
-        outputs = block(inputs)
+        stack.enter_context(torch.autocast(inputs.device.type, torch.bfloat16, enabled=precision == "bfloat16"))
+        outputs = block(inputs).to(inputs.dtype)
     return BlockPass(index, block, inputs, outputs, parameters, calls)
 
 

@@ -1,132 +1,56 @@
-"""What every sample of a batch contributes to a layer's parameter gradients: the clear reference.
+"""What every sample of a batch contributes to a parameter's gradient, without forming it.
 
 Stands inside `train` on the road configs -> plan -> train -> record -> item, under `spaces.PerSampleWeight`.
 
-The contribution of sample i is the gradient of the batch's loss in the copy of the parameter that sample i used. It
-needs the layer's inputs and the loss's gradient at the layer's outputs, so it is defined with batch statistics too,
-where a vectorised gradient of single samples would see another normalisation. Contributions sum to the batch gradient.
-Each layer type has a `gradient` and a `response`: the change of its outputs when sample i's copy of a parameter moves
-in direction `d_i`. They are adjoint: <gradient(x, g), d> = <g, response(x, d)>, sample by sample.
+The contribution of sample i is the gradient of the batch's loss in the copy of the parameter that sample i used. It is
+defined with batch statistics too, where a vectorised gradient of single samples would see another normalisation, and
+contributions sum to the batch gradient. For the layers known here it is `G_i = sum_p g_ip u_ip^T`, with the gradient
+`g_ip` at the layer's outputs and what the weight multiplies there, `u_ip` (the features), over positions p. So
+`<T_i, G_i> = sum_pq (t_ip . g_iq) (u_ip . u_iq)` needs products of positions with positions alone (Gram), and
+`sum_i c_i G_i` is the layer's own gradient for output gradients `c_i g_i`. Where a Gram product would cost more than
+forming the two contributions, they are formed for a few samples at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, jvp, vjp, vmap
 from torch.nn import functional
 
-from unlocked.errors import SettingError
+from unlocked.forward_gradient import projection
+from unlocked.forward_gradient.passes import LayerCall
 
-Contributions = dict[str, Tensor]
-
-
-def linear(layer: nn.Linear, inputs: Tensor, output_gradient: Tensor) -> Contributions:
-    """inputs (N, ..., in), output_gradient (N, ..., out) -> weight (N, out, in), bias (N, out); places are summed."""
-    inputs, output_gradient = _as_places(inputs), _as_places(output_gradient)
-    return {"weight": torch.einsum("npo,npi->noi", output_gradient, inputs), "bias": output_gradient.sum(1)}
+Shape = Sequence[int]
+CHUNK_BYTES = {"cpu": 2**23, "cuda": 2**28}  # of what is formed at once: what fits a cache, or keeps a GPU busy
 
 
-def convolution(layer: nn.Conv2d, inputs: Tensor, output_gradient: Tensor) -> Contributions:
-    """inputs (N, in, h, w), output_gradient (N, out, h', w') -> weight (N, out, in / groups, kh, kw), bias (N, out)."""
-    patches = _patches(layer, inputs)
-    gradient = output_gradient.unflatten(1, (layer.groups, -1)).flatten(3)
-    weight = torch.einsum("ngol,ngil->ngoi", gradient, patches).reshape(len(inputs), *layer.weight.shape)
-    return {"weight": weight, "bias": output_gradient.sum((2, 3))}
-
-
-def batch_norm(layer: nn.BatchNorm2d, inputs: Tensor, output_gradient: Tensor) -> Contributions:
-    """inputs, output_gradient (N, channels, ...) -> weight, bias (N, channels).
-
-    The inputs are normalised as the layer's mode says: by batch statistics in training, by running ones otherwise.
-    """
-    return _scale_and_shift(_batch_normalised(layer, inputs), output_gradient)
-
-
-def group_norm(layer: nn.GroupNorm, inputs: Tensor, output_gradient: Tensor) -> Contributions:
-    """inputs, output_gradient (N, channels, ...) -> weight, bias (N, channels)."""
-    return _scale_and_shift(_group_normalised(layer, inputs), output_gradient)
-
-
-def linear_response(layer: nn.Linear, inputs: Tensor, parameter: str, direction: Tensor) -> Tensor:
-    """direction (N, *parameter shape) -> change of the outputs (N, ..., out), or one that broadcasts to it."""
-    if parameter == "bias":
-        return direction.reshape(len(direction), *(1 for _ in inputs.shape[1:-1]), -1)
-    return torch.einsum("n...i,noi->n...o", inputs, direction)
-
-
-def convolution_response(layer: nn.Conv2d, inputs: Tensor, parameter: str, direction: Tensor) -> Tensor:
-    """direction (N, *parameter shape) -> change of the outputs (N, out, h', w'), or one that broadcasts to it."""
-    if parameter == "bias":
-        return direction[:, :, None, None]
-    weights = direction.flatten(0, 1)  # every sample its own group of kernels
-    stacked = inputs.flatten(0, 1).unsqueeze(0)
-    outputs = functional.conv2d(
-        stacked, weights, None, layer.stride, layer.padding, layer.dilation, len(inputs) * layer.groups
-    )
-    return outputs.squeeze(0).unflatten(0, (len(inputs), layer.out_channels))
-
-
-def batch_norm_response(layer: nn.BatchNorm2d, inputs: Tensor, parameter: str, direction: Tensor) -> Tensor:
-    """direction (N, channels) -> change of the outputs (N, channels, ...), or one that broadcasts to it."""
-    direction = direction.reshape(*direction.shape, *(1 for _ in inputs.shape[2:]))
-    return direction if parameter == "bias" else direction * _batch_normalised(layer, inputs)
-
-
-def group_norm_response(layer: nn.GroupNorm, inputs: Tensor, parameter: str, direction: Tensor) -> Tensor:
-    """direction (N, channels) -> change of the outputs (N, channels, ...), or one that broadcasts to it."""
-    direction = direction.reshape(*direction.shape, *(1 for _ in inputs.shape[2:]))
-    return direction if parameter == "bias" else direction * _group_normalised(layer, inputs)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What is known of a layer type: its contributions, and its response to a direction per sample."""
-
-    gradient: Callable[..., Contributions]
-    response: Callable[..., Tensor]
-
-
-RULES: dict[type[nn.Module], Rule] = {
-    nn.Linear: Rule(linear, linear_response),
-    nn.Conv2d: Rule(convolution, convolution_response),
-    nn.BatchNorm1d: Rule(batch_norm, batch_norm_response),
-    nn.BatchNorm2d: Rule(batch_norm, batch_norm_response),
-    nn.GroupNorm: Rule(group_norm, group_norm_response),
-}
-
-
-def rule(layer: nn.Module) -> Rule:
-    """The rule of `layer`'s type; raises SettingError where there is none or the layer has an unusual setting."""
-    if type(layer) not in RULES:
-        known = ", ".join(kind.__name__ for kind in RULES)
-        raise SettingError("layer", type(layer).__name__, f"per-sample weight gradients are known for {known}")
-    if isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str)):
-        padding = (layer.padding_mode, layer.padding)
-        raise SettingError("padding", padding, "per-sample weight gradients need zero padding given in numbers")
-    return RULES[type(layer)]
-
-
-def _as_places(values: Tensor) -> Tensor:
-    """(N, ..., features) to (N, places, features)."""
-    return values.reshape(len(values), -1, values.shape[-1])
+def _columns(layer: nn.Linear, values: Tensor) -> Tensor:
+    """(N, ..., features) -> (N, 1, features, positions)."""
+    return values.reshape(len(values), 1, -1, values.shape[-1]).mT
 
 
 def _patches(layer: nn.Conv2d, inputs: Tensor) -> Tensor:
-    """What each output place sees: (N, groups, in / groups × kh × kw, places)."""
+    """What each output position sees: (N, in, h, w) -> (N, groups, in / groups × kh × kw, positions)."""
     patches = functional.unfold(inputs, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     return patches.unflatten(1, (layer.groups, -1))
 
 
-def _scale_and_shift(normalised: Tensor, output_gradient: Tensor) -> Contributions:
-    by_channel = (*output_gradient.shape[:2], -1)
-    weight = (normalised * output_gradient).reshape(by_channel).sum(2)
-    return {"weight": weight, "bias": output_gradient.reshape(by_channel).sum(2)}
+def _maps(layer: nn.Conv2d, outputs: Tensor) -> Tensor:
+    """(N, out, h, w) -> (N, groups, out / groups, positions)."""
+    return outputs.reshape(len(outputs), layer.groups, layer.out_channels // layer.groups, -1)
+
+
+def _channels(layer: nn.Module, values: Tensor) -> Tensor:
+    """(N, channels, ...) -> (N, channels, 1, positions): a scale is a convolution with a group per channel."""
+    return values.reshape(*values.shape[:2], 1, -1)
 
 
 def _batch_normalised(layer: nn.BatchNorm2d, inputs: Tensor) -> Tensor:
+    """As the layer's mode says: by batch statistics in training, by running ones otherwise."""
     by_batch = layer.training or layer.running_mean is None
     mean, var = (None, None) if by_batch else (layer.running_mean, layer.running_var)
     return functional.batch_norm(inputs, mean, var, training=by_batch, eps=layer.eps)
@@ -134,3 +58,205 @@ def _batch_normalised(layer: nn.BatchNorm2d, inputs: Tensor) -> Tensor:
 
 def _group_normalised(layer: nn.GroupNorm, inputs: Tensor) -> Tensor:
     return functional.group_norm(inputs, layer.num_groups, eps=layer.eps)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A layer whose outputs are its weight times features, plus its bias.
+
+    prepared: what `features` starts from, of the whole batch. features: (N, groups, in, positions) of some samples.
+    places: outputs, or gradients there, as (N, groups, out, positions).
+    """
+
+    features: Callable[..., Tensor]
+    places: Callable[..., Tensor]
+    prepared: Callable[..., Tensor] = lambda layer, inputs: inputs
+
+    def prepare(self, layer: nn.Module, parameter: str, inputs: Tensor) -> Tensor:
+        return self.prepared(layer, inputs) if parameter == "weight" else inputs
+
+    def rows(self, layer: nn.Module, parameter: str, prepared: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """The contributions (N, *parameter shape) for each of several gradients at the outputs."""
+        places = [self.places(layer, gradient) for gradient in gradients]
+        if parameter == "bias":
+            return [place.sum(3).flatten(1) for place in places]
+        features = self.features(layer, prepared)
+        return [(place @ features.mT).reshape(len(place), *layer.weight.shape) for place in places]
+
+    def gram(self, layer: nn.Module, prepared: Tensor, left: Tensor, rights: Sequence[Tensor]) -> list[Tensor]:
+        """<L_i, R_i> (N,) of the weight for gradients `left` and each of `rights`, by products of positions."""
+        features, left = self.features(layer, prepared), self.places(layer, left)
+        alike = features.mT @ features
+        return [(alike * (left.mT @ self.places(layer, right))).flatten(1).sum(1) for right in rights]
+
+    def prefers_gram(self, layer: nn.Module, parameter: str, gradient: Tensor) -> bool:
+        """Whether two inner products by `gram` need fewer multiplications than forming the contributions."""
+        if parameter == "bias":
+            return False
+        _, groups, outputs, positions = self.places(layer, gradient[:1]).shape
+        inputs = layer.weight.numel() // (groups * outputs)
+        return positions * (inputs + 2 * outputs) < 2 * inputs * outputs
+
+    def response(self, layer: nn.Module, parameter: str, prepared: Tensor, direction: Tensor, shape: Shape) -> Tensor:
+        """The change of the outputs, of that `shape`, when sample i's copy of a parameter moves by `direction[i]`."""
+        places = self.places(layer, torch.empty(shape, device="meta")).shape
+        moves = direction.reshape(*places[:3], -1)
+        change = moves.expand(places) if parameter == "bias" else moves @ self.features(layer, prepared)
+        return (change.mT if isinstance(layer, nn.Linear) else change).reshape(shape)
+
+
+class AnyLayer:
+    """A layer without a rule, differentiated sample by sample by torch.func; it must treat samples apart."""
+
+    def prepare(self, layer: nn.Module, parameter: str, inputs: Tensor) -> Tensor:
+        return inputs
+
+    def rows(self, layer: nn.Module, parameter: str, prepared: Tensor, gradients: Sequence[Tensor]) -> list[Tensor]:
+        """As `Rule.rows`."""
+
+        def one(inputs: Tensor, *at_outputs: Tensor) -> tuple[Tensor, ...]:
+            pull = vjp(self._of_one(layer, parameter, inputs), getattr(layer, parameter).detach())[1]
+            return tuple(pull(gradient)[0] for gradient in at_outputs)
+
+        return list(vmap(one)(prepared, *gradients))
+
+    def prefers_gram(self, layer: nn.Module, parameter: str, gradient: Tensor) -> bool:
+        return False
+
+    def response(self, layer: nn.Module, parameter: str, prepared: Tensor, direction: Tensor, shape: Shape) -> Tensor:
+        """As `Rule.response`."""
+
+        def one(inputs: Tensor, move: Tensor) -> Tensor:
+            return jvp(self._of_one(layer, parameter, inputs), (getattr(layer, parameter).detach(),), (move,))[1]
+
+        return vmap(one)(prepared, direction)
+
+    def _of_one(self, layer: nn.Module, parameter: str, inputs: Tensor) -> Callable[[Tensor], Tensor]:
+        """The outputs of one sample as a function of the parameter."""
+        return lambda value: functional_call(layer, {parameter: value}, (inputs.unsqueeze(0),)).squeeze(0)
+
+
+_NORMALISATION = Rule(_channels, _channels, _batch_normalised)
+RULES: dict[type[nn.Module], Rule] = {
+    nn.Linear: Rule(_columns, _columns),
+    nn.Conv2d: Rule(_patches, _maps),
+    nn.BatchNorm1d: _NORMALISATION,
+    nn.BatchNorm2d: _NORMALISATION,
+    nn.BatchNorm3d: _NORMALISATION,
+    nn.GroupNorm: Rule(_channels, _channels, _group_normalised),
+}
+
+
+def rule(layer: nn.Module) -> Rule | AnyLayer:
+    """How `layer`'s contributions are found."""
+    unusual = isinstance(layer, nn.Conv2d) and (layer.padding_mode != "zeros" or isinstance(layer.padding, str))
+    return AnyLayer() if unusual else RULES.get(type(layer), AnyLayer())
+
+
+@dataclass(frozen=True)
+class Use:
+    """One call of a layer that owns the parameter, and the loss's gradient at that call's outputs."""
+
+    call: LayerCall
+    own: str  # the parameter's name in the layer
+    gradient: Tensor
+
+    @property
+    def rule(self) -> Rule | AnyLayer:
+        return rule(self.call.layer)
+
+    def prepared(self) -> Tensor:
+        inputs = self.call.inputs.to(getattr(self.call.layer, self.own).dtype)
+        return self.rule.prepare(self.call.layer, self.own, inputs)
+
+    def response(self, prepared: Tensor, direction: Tensor) -> Tensor:
+        shape = (len(direction), *self.call.shape[1:])
+        return self.rule.response(self.call.layer, self.own, prepared, direction, shape)
+
+
+@dataclass(frozen=True)
+class Contributions:
+    """What every sample contributes to one parameter's gradient: (N, *parameter shape), not formed."""
+
+    parameter: Tensor
+    samples: int
+    uses: list[Use]
+
+    @torch.no_grad()
+    def inner(self, others: Sequence[Contributions]) -> list[Tensor]:
+        """<self_i, other_i> for each of `others`, which belong to the same parameter: (N,) each."""
+        if not self.uses:
+            return [self.parameter.new_zeros(self.samples) for _ in others]
+        every = list({id(one): one for one in (self, *others)}.values())
+        prepared = [use.prepared() for use in self.uses]
+        first = self.uses[0]
+        gram = len(self.uses) == 1 and first.rule.prefers_gram(first.call.layer, first.own, first.gradient)
+        found: list[list[Tensor]] = []
+        for part in self._parts():
+            if gram:
+                rights = [self._at(other.uses[0], part) for other in others]
+                found.append(first.rule.gram(first.call.layer, prepared[0][part], self._at(first, part), rights))
+            else:
+                rows = dict(zip(map(id, every), _rows(every, prepared, part), strict=True))
+                found.append([projection.inner(rows[id(self)], rows[id(other)], True) for other in others])
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+    @torch.no_grad()
+    def inner_with(self, direction: Tensor) -> Tensor:
+        """<self_i, direction_i> (N,) for a `direction` (N, *parameter shape) that is there: the adjoint way."""
+        total = direction.new_zeros(len(direction))
+        for use in self.uses:
+            prepared = use.prepared()
+            for part in self._parts():
+                gradient = self._at(use, part)
+                response = use.response(prepared[part], direction[part])
+                total[part] += projection.inner(response, gradient, True)
+        return total
+
+    @torch.no_grad()
+    def weighted(self, coefficients: Tensor) -> Tensor:
+        """`sum_i c_i self_i`, for coefficients (N,)."""
+        if len(self.uses) == 1:
+            # the layer's own way back, no further than to its parameter
+            use = self.uses[0]
+            scaled = projection.scale(coefficients, use.gradient).to(use.gradient.dtype)
+            return torch.autograd.grad(use.call.outputs, self.parameter, scaled, retain_graph=True)[0]
+        prepared = [use.prepared() for use in self.uses]
+        total = torch.zeros_like(self.parameter)
+        for part in self._parts():
+            total += torch.tensordot(coefficients[part], _rows([self], prepared, part)[0], 1)
+        return total
+
+    @torch.no_grad()
+    def responses(self, direction: Tensor | None = None) -> list[Tensor]:
+        """The change of every use's outputs when every sample's copy of the parameter moves.
+
+        By `direction` (N, *parameter shape); None: by what the sample contributes.
+        """
+        prepared = [use.prepared() for use in self.uses]
+        found: list[list[Tensor]] = []
+        for part in self._parts():
+            moves = _rows([self], prepared, part)[0] if direction is None else direction[part]
+            found.append([use.response(inputs[part], moves) for use, inputs in zip(self.uses, prepared, strict=True)])
+        return [torch.cat(parts) for parts in zip(*found, strict=True)]
+
+    def _at(self, use: Use, part: slice) -> Tensor:
+        return use.gradient[part].to(self.parameter.dtype)
+
+    def _parts(self) -> Iterator[slice]:
+        """Samples that are treated at once: their contributions and features stay within `CHUNK_BYTES`."""
+        kernel = self.parameter[0, 0].numel() if self.parameter.dim() > 2 else 1
+        numbers = 2 * self.parameter.numel() + sum(kernel * use.call.inputs[0].numel() for use in self.uses)
+        budget = CHUNK_BYTES.get(self.parameter.device.type, CHUNK_BYTES["cpu"])
+        step = max(1, budget // (self.parameter.element_size() * numbers))
+        yield from (slice(start, min(start + step, self.samples)) for start in range(0, self.samples, step))
+
+
+def _rows(every: Sequence[Contributions], prepared: Sequence[Tensor], part: slice) -> list[Tensor]:
+    """Each one's contributions (n, *parameter shape) for the samples of `part`; features are found once."""
+    total: list[Tensor] = []
+    for uses, inputs in zip(zip(*(one.uses for one in every), strict=True), prepared, strict=True):
+        gradients = [one._at(use, part) for one, use in zip(every, uses, strict=True)]
+        rows = uses[0].rule.rows(uses[0].call.layer, uses[0].own, inputs[part], gradients)
+        total = [a + b for a, b in zip(total, rows, strict=True)] if total else rows
+    return total

@@ -25,14 +25,13 @@ def coefficient(
     target: Tensor, guess: Tensor, *, per_sample: bool, normalise: bool = True, eps: float = EPSILON
 ) -> Tensor:
     """The c of `project`: shape (N,) per sample, else ()."""
-    return from_inner(inner(target, guess, per_sample), guess, per_sample=per_sample, normalise=normalise, eps=eps)
+    square = inner(guess, guess, per_sample) if normalise else None
+    return from_inner(inner(target, guess, per_sample), square, eps=eps)
 
 
-def from_inner(
-    product: Tensor, guess: Tensor, *, per_sample: bool, normalise: bool = True, eps: float = EPSILON
-) -> Tensor:
-    """The c of `project`, given `<T, G>` as `product`, shape (N,) per sample, else ()."""
-    return product / (inner(guess, guess, per_sample) + eps) if normalise else product
+def from_inner(product: Tensor, square: Tensor | None = None, *, eps: float = EPSILON) -> Tensor:
+    """The c of `project` from `<T, G>` and `‖G‖²`, both (N,) or (); without a square it is not normalised."""
+    return product if square is None else product / (square + eps)
 
 
 def inner(left: Tensor, right: Tensor, per_sample: bool) -> Tensor:

@@ -6,20 +6,23 @@ A space turns a gradient at the block's output into tensors by name, and tensors
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge
 from torch.func import functional_call
 
-from unlocked.errors import choose
-from unlocked.forward_gradient import per_sample
-from unlocked.forward_gradient.passes import BlockPass, owned_parameters, pull
+from unlocked.errors import SettingError, choose
+from unlocked.forward_gradient import projection
+from unlocked.forward_gradient.passes import BlockPass, owned_parameters, uses_batch_statistics
+from unlocked.forward_gradient.per_sample import AnyLayer, Contributions, Use, rule
 from unlocked.forward_gradient.projection import scale
 
 Tensors = dict[str, Tensor]
+Place = Tensor | GradientEdge
+Vector = Tensor | Contributions  # a target or guess at one place of a space
 
 
 class Space(Protocol):
@@ -31,64 +34,88 @@ class Space(Protocol):
     def check(self, block: nn.Module) -> None:
         """Raise SettingError where `block` holds something that the space cannot treat."""
 
-    def wanted(self, step: BlockPass) -> Sequence[Tensor | GradientEdge]:
+    def wanted(self, step: BlockPass) -> Sequence[Place]:
         """The places inside the block whose gradients `read` needs."""
 
-    def read(self, step: BlockPass, cotangent: Tensor, inside: Sequence[Tensor | None]) -> Tensors:
-        """The tensors of the space, from the gradient at the block's output and those at the `wanted` places."""
+    def read(self, step: BlockPass, cotangent: Tensor, inside: Sequence[Tensor | None]) -> dict[str, Vector]:
+        """The vectors of the space, from the gradient at the block's output and those at the `wanted` places."""
 
     def shapes(self, step: BlockPass) -> dict[str, Sequence[int]]:
         """The shapes of the tensors of the space, in the order in which random guesses are drawn."""
 
+    def inner(self, guess: Vector, others: Sequence[Vector]) -> list[Tensor]:
+        """<G, V> for each V of `others`: (N,) in a per-sample space, else ()."""
+
+    def weigh(self, coefficient: Tensor, guess: Vector) -> Tensor:
+        """`c G`, summed over samples if `gradients` needs no more."""
+
+    def summed(self, weighed: Tensor) -> Tensor:
+        """In a per-sample space: the sum over samples of what `weigh` gave."""
+
     def gradients(self, step: BlockPass, tensors: Tensors) -> Tensors:
-        """The gradients of the block's parameters that `tensors` of the space amount to."""
+        """The gradients of the block's parameters that weighed guesses amount to."""
 
-    def perturb(self, step: BlockPass, name: str, direction: Tensor, amount: Tensor) -> Tensor:
-        """The block's outputs when tensor `name` moves by `amount` × `direction`; amount: (N,) per sample, else ()."""
+    def motion(self, step: BlockPass, name: str, guess: Vector) -> Any:
+        """What `perturb` needs to know of a guess, found once."""
+
+    def perturb(self, step: BlockPass, name: str, motion: Any, amount: Tensor) -> Tensor:
+        """The block's outputs when place `name` moves by `amount` × the guess; amount: (N,) per sample, else ()."""
 
 
-class Activity:
-    """The block's output (N, ...); activity perturbation. One coefficient per sample, or one for the batch."""
+class _Plain:
+    """A space whose vectors are tensors, multiplied as they are."""
 
+    per_sample: bool
     needs_calls = False
-
-    def __init__(self, averaged: bool) -> None:
-        self.per_sample = not averaged
 
     def check(self, block: nn.Module) -> None:
         pass
 
-    def wanted(self, step: BlockPass) -> Sequence[Tensor]:
+    def inner(self, guess: Tensor, others: Sequence[Tensor]) -> list[Tensor]:
+        return [projection.inner(guess, other, self.per_sample) for other in others]
+
+    def weigh(self, coefficient: Tensor, guess: Tensor) -> Tensor:
+        return scale(coefficient, guess)
+
+    def summed(self, weighed: Tensor) -> Tensor:
+        return weighed.sum(0)
+
+    def motion(self, step: BlockPass, name: str, guess: Tensor) -> Tensor:
+        return guess
+
+
+class Activity(_Plain):
+    """The block's output (N, ...); activity perturbation. One coefficient per sample, or one for the batch."""
+
+    def __init__(self, averaged: bool) -> None:
+        self.per_sample = not averaged
+
+    def wanted(self, step: BlockPass) -> Sequence[Place]:
         return ()
 
-    def read(self, step: BlockPass, cotangent: Tensor, inside: Sequence[Tensor | None]) -> Tensors:
+    def read(self, step: BlockPass, cotangent: Tensor, inside: Sequence[Tensor | None]) -> dict[str, Vector]:
         return {"output": cotangent}
 
     def shapes(self, step: BlockPass) -> dict[str, Sequence[int]]:
         return {"output": step.outputs.shape}
 
     def gradients(self, step: BlockPass, tensors: Tensors) -> Tensors:
-        found = pull(step.outputs, tensors["output"], list(step.parameters.values()))
-        return or_zeros(step.parameters, found)
+        return step.parameter_gradients(tensors["output"])
 
-    def perturb(self, step: BlockPass, name: str, direction: Tensor, amount: Tensor) -> Tensor:
-        return step.outputs.detach() + scale(amount, direction)
+    def perturb(self, step: BlockPass, name: str, motion: Tensor, amount: Tensor) -> Tensor:
+        return step.outputs.detach() + scale(amount, motion)
 
 
-class AveragedWeight:
+class AveragedWeight(_Plain):
     """Each parameter's batch gradient, in the parameter's shape; the cheap form of weight perturbation."""
 
     per_sample = False
-    needs_calls = False
 
-    def check(self, block: nn.Module) -> None:
-        pass
-
-    def wanted(self, step: BlockPass) -> Sequence[Tensor]:
+    def wanted(self, step: BlockPass) -> Sequence[Place]:
         return list(step.parameters.values())
 
-    def read(self, step: BlockPass, cotangent: Tensor, inside: Sequence[Tensor | None]) -> Tensors:
-        return or_zeros(step.parameters, inside)
+    def read(self, step: BlockPass, cotangent: Tensor, inside: Sequence[Tensor | None]) -> dict[str, Vector]:
+        return {**step.named(inside)}
 
     def shapes(self, step: BlockPass) -> dict[str, Sequence[int]]:
         return {name: p.shape for name, p in step.parameters.items()}
@@ -96,53 +123,80 @@ class AveragedWeight:
     def gradients(self, step: BlockPass, tensors: Tensors) -> Tensors:
         return tensors
 
-    def perturb(self, step: BlockPass, name: str, direction: Tensor, amount: Tensor) -> Tensor:
-        moved = step.parameters[name].detach() + scale(amount, direction)
+    def perturb(self, step: BlockPass, name: str, motion: Tensor, amount: Tensor) -> Tensor:
+        moved = step.parameters[name].detach() + scale(amount, motion)
         return functional_call(step.block, {name: moved}, (step.inputs.detach(),))
 
 
 class PerSampleWeight:
-    """Every sample's contribution to each parameter's gradient, (N, *parameter shape); weight perturbation."""
+    """Every sample's contribution to each parameter's gradient, (N, *parameter shape); weight perturbation.
+
+    A gradient's contributions are never formed; a random guess is drawn as a tensor.
+    """
 
     per_sample = True
     needs_calls = True
 
     def check(self, block: nn.Module) -> None:
         for layer in block.modules():
-            if owned_parameters(layer):
-                per_sample.rule(layer)
+            unknown = owned_parameters(layer) and isinstance(rule(layer), AnyLayer)
+            if unknown and uses_batch_statistics(layer):
+                right = "mixes the samples of a batch in a way of its own, so per-sample weight gradients are not known"
+                raise SettingError("layer", type(layer).__name__, right)
 
-    def wanted(self, step: BlockPass) -> Sequence[GradientEdge]:
+    def wanted(self, step: BlockPass) -> Sequence[Place]:
         return [call.outputs for call in step.calls]
 
-    def read(self, step: BlockPass, cotangent: Tensor, inside: Sequence[Tensor | None]) -> Tensors:
-        names = _names_by_identity(step.block)
-        tensors = {name: p.new_zeros(step.samples, *p.shape) for name, p in step.parameters.items()}
+    def read(self, step: BlockPass, cotangent: Tensor, inside: Sequence[Tensor | None]) -> dict[str, Vector]:
+        uses: dict[str, list[Use]] = {name: [] for name in step.parameters}
+        names = {id(parameter): name for name, parameter in step.parameters.items()}
         for call, gradient in zip(step.calls, inside, strict=True):
-            if gradient is None:
-                continue
-            contributions = per_sample.rule(call.layer).gradient(call.layer, call.inputs, gradient)
+            at_outputs = step.outputs.new_zeros(()).expand(call.shape) if gradient is None else gradient
             for own, parameter in owned_parameters(call.layer).items():
-                name = names[id(parameter)]
-                tensors[name] = tensors[name] + contributions[own]
-        return tensors
+                uses[names[id(parameter)]].append(Use(call, own, at_outputs))
+        return {name: Contributions(p, step.samples, uses[name]) for name, p in step.parameters.items()}
 
     def shapes(self, step: BlockPass) -> dict[str, Sequence[int]]:
         return {name: (step.samples, *p.shape) for name, p in step.parameters.items()}
 
+    def inner(self, guess: Vector, others: Sequence[Vector]) -> list[Tensor]:
+        if isinstance(guess, Contributions):
+            return guess.inner(others)
+        return [
+            other.inner_with(guess) if isinstance(other, Contributions) else projection.inner(guess, other, True)
+            for other in others
+        ]
+
+    def weigh(self, coefficient: Tensor, guess: Vector) -> Tensor:
+        if isinstance(guess, Contributions):
+            return guess.weighted(coefficient)
+        return torch.tensordot(coefficient, guess, 1)
+
+    def summed(self, weighed: Tensor) -> Tensor:
+        return weighed
+
     def gradients(self, step: BlockPass, tensors: Tensors) -> Tensors:
-        return {name: tensor.sum(0) for name, tensor in tensors.items()}
+        return tensors
 
-    def perturb(self, step: BlockPass, name: str, direction: Tensor, amount: Tensor) -> Tensor:
-        def move(own: str):
-            def hook(layer: nn.Module, arguments: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
-                return outputs + scale(amount, per_sample.rule(layer).response(layer, arguments[0], own, direction))
+    def motion(self, step: BlockPass, name: str, guess: Vector) -> list[tuple[nn.Module, Tensor]]:
+        """Every layer call that the parameter has a part in, and the change of its outputs."""
+        if isinstance(guess, Contributions):
+            moved, responses = guess, guess.responses()
+        else:
+            moved = self.read(step, step.outputs, [None] * len(step.calls))[name]
+            responses = moved.responses(guess)
+        return [(use.call.layer, response) for use, response in zip(moved.uses, responses, strict=True)]
 
-            return hook
+    def perturb(self, step: BlockPass, name: str, motion: list[tuple[nn.Module, Tensor]], amount: Tensor) -> Tensor:
+        waiting: dict[nn.Module, Iterator[Tensor]] = {
+            layer: iter([response for other, response in motion if other is layer]) for layer, _ in motion
+        }
 
-        parameter = step.parameters[name]
-        owners = [(m, own) for m in step.block.modules() for own, p in owned_parameters(m).items() if p is parameter]
-        handles = [layer.register_forward_hook(move(own)) for layer, own in owners]
+        def move(layer: nn.Module, arguments: tuple[Tensor, ...], outputs: Tensor) -> Tensor:
+            # at amount 0 the derivative does not see what the motion has changed in the layer's inputs
+            return outputs + scale(amount, next(waiting[layer]))
+
+        handles = [layer.register_forward_hook(move) for layer in waiting]
         try:
             return step.block(step.inputs.detach())
         finally:
@@ -157,11 +211,7 @@ def build(space: str, averaged: bool) -> Space:
     return AveragedWeight() if averaged else PerSampleWeight()
 
 
-def or_zeros(parameters: Tensors, gradients: Sequence[Tensor | None]) -> Tensors:
-    """Gradients by parameter name; zeros where the outputs did not depend on the parameter."""
-    pairs = zip(parameters.items(), gradients, strict=True)
-    return {name: torch.zeros_like(p) if gradient is None else gradient for (name, p), gradient in pairs}
-
-
-def _names_by_identity(block: nn.Module) -> dict[int, str]:
-    return {id(parameter): name for name, parameter in block.named_parameters()}
+def without_rule(space: Space, blocks: Sequence[nn.Module]) -> list[str]:
+    """Types of the layers for which a space has no rule, so that torch.func takes their samples one by one."""
+    layers = [layer for block in blocks for layer in block.modules() if owned_parameters(layer)]
+    return sorted({type(layer).__name__ for layer in layers if space.needs_calls and isinstance(rule(layer), AnyLayer)})

@@ -16,16 +16,16 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 from torch import Tensor, nn
-from torch.func import jvp
+from torch.func import jvp, vmap
 from torch.nn.functional import cross_entropy
 
 from unlocked import seeding
 from unlocked.errors import choose
-from unlocked.forward_gradient import network, passes, spaces, targets, trainer
+from unlocked.forward_gradient import forward_mode, network, passes, spaces, trainer
 from unlocked.forward_gradient.estimator import estimate
 from unlocked.forward_gradient.memory import peak_bytes
 from unlocked.forward_gradient.network import Net
-from unlocked.forward_gradient.projection import inner
+from unlocked.forward_gradient.projection import inner, scale
 from unlocked.loop import Measurement
 from unlocked.vision import auxiliary
 from unlocked.vision.data import Dataset
@@ -185,17 +185,18 @@ def forward_mode_cost(run: DictConfig, data: Dataset, skip: int) -> Cases:
 
     `jvp`: one Jacobian-vector product, with the tangent at the block's output, without anything kept for a way back.
     `backpropagation`: forward, and back to the gradients of the parameters of this block and all later ones.
-    `forward`: the loss alone.
+    `forward`: the loss alone. `tangents`: as many products at once as exact per-sample coefficients take at a time
+    (`forward_mode.CHUNK`; bytes only: the time is that of as many products).
     """
     net = network.build(run, data)
     images, labels = first_batch(run, data)
     inputs = chain(net, images)
     for start in range(skip, len(net.blocks)):
-        kinds = {"forward": _forward, "jvp": _one_jvp, "backpropagation": _backpropagation}
         metrics: Metrics = {}
-        for kind, make in kinds.items():
+        for kind, make in COSTS.items():
             compute = make(net, start, inputs[start], labels, network.noise(run, "cost", start))
-            metrics[f"seconds/{kind}/{start}"] = fastest(compute, run.runtime.device)
+            if kind != "tangents":
+                metrics[f"seconds/{kind}/{start}"] = fastest(compute, run.runtime.device)
             metrics[f"bytes/{kind}/{start}"] = float(peak_bytes(compute, run.runtime.device))
         yield metrics
 
@@ -225,6 +226,24 @@ def _one_jvp(net: Net, start: int, inputs: Tensor, labels: Tensor, generator: to
     return compute
 
 
+def _tangents(net: Net, start: int, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Callable[[], object]:
+    """One tangent for each of the first samples, along which that sample alone moves."""
+
+    def compute() -> Tensor:
+        with torch.no_grad(), passes.frozen_statistics(net.blocks, net.auxiliaries):
+            features = net.blocks[start](inputs)
+            shape, kind = features.shape, {"dtype": features.dtype, "device": features.device}
+            tangent = torch.randn(shape, generator=generator, **kind)
+
+            def slope(row: Tensor) -> Tensor:
+                moved = lambda amount: _tail(net, start + 1, features + scale(amount, tangent), labels)  # noqa: E731
+                return jvp(moved, (torch.zeros_like(row),), (row,))[1]
+
+            return vmap(slope)(torch.eye(len(labels), **kind)[: forward_mode.CHUNK])
+
+    return compute
+
+
 def _backpropagation(
     net: Net, start: int, inputs: Tensor, labels: Tensor, generator: torch.Generator
 ) -> Callable[[], object]:
@@ -235,6 +254,9 @@ def _backpropagation(
             return torch.autograd.grad(_tail(net, start, inputs, labels), parameters)
 
     return compute
+
+
+COSTS = {"forward": _forward, "jvp": _one_jvp, "tangents": _tangents, "backpropagation": _backpropagation}
 
 
 def fastest(compute: Callable[[], object], device: str) -> float:
@@ -281,19 +303,20 @@ def coupling_errors(run: DictConfig, net: Net, images: Tensor, labels: Tensor) -
     for index, block in enumerate(net.blocks[1:], 1):
         blocks.append(passes.forward(index, block, blocks[-1].outputs, chained=True))
     head = passes.head(net.auxiliaries[-1], blocks[-1].outputs, labels, gradient=True, train=False)
-    arrivals = targets.global_(blocks, [head], lambda block: ())
     per_sample, batch = [], []
-    for index, (block, arrival) in enumerate(zip(blocks[:-1], arrivals, strict=False)):
+    cotangent = head.output_gradient
+    for index, block in reversed(list(enumerate(blocks[:-1]))):
+        [cotangent] = passes.pull(blocks[index + 1].outputs, cotangent, [blocks[index + 1].inputs])
         guess = torch.randn(
             block.outputs.shape, generator=network.noise(run, "coupling", index), dtype=images.dtype,
             device=images.device,
         )  # fmt: skip
         tail = [*net.blocks[index + 1 :], net.auxiliaries[-1]]
         found = one_pass(spaces.Activity(averaged=False), block, tail, labels, guess)
-        exact = inner(arrival.output, guess, True)
+        exact = inner(cotangent, guess, True)
         per_sample.append(float((found - exact).norm() / exact.norm()))
         batch.append(float((found.sum() - exact.sum()).abs() / exact.sum().abs()))
-    return per_sample, batch
+    return per_sample[::-1], batch[::-1]
 
 
 def one_pass(

@@ -1,69 +1,33 @@
-"""Targets: the gradient that an update should point along, at every block's output and inside the block.
+"""Targets: the gradient that an update should point along, as it stands at every block's output.
 
-Stands inside `train` on the road configs -> plan -> train -> record -> item, under `estimator`.
+Stands inside `train` on the road configs -> plan -> train -> record -> item, under `estimator`, which takes it on into
+the block.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 
-import torch
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from unlocked.errors import choose
-from unlocked.forward_gradient.passes import BlockPass, HeadPass, pull
-
-Wanted = Callable[[BlockPass], Sequence[Tensor | GradientEdge]]
-
-
-@dataclass
-class Arrival:
-    """A gradient that reached a block: at its output (N, ...), and at the places wanted inside it."""
-
-    output: Tensor
-    inside: tuple[Tensor | None, ...]
+from unlocked.forward_gradient.passes import HeadPass
 
 
 def names() -> tuple[str, ...]:
-    """The targets that `build` knows."""
+    """The targets that `cotangent` knows."""
     return tuple(_TARGETS)
 
 
-def build(name: str, passes: Sequence[BlockPass], heads: Sequence[HeadPass], wanted: Wanted) -> list[Arrival]:
-    """The target `name` at every block.
+def cotangent(name: str, whole: Tensor, own: HeadPass) -> Tensor:
+    """The target `name` at a block's output (N, ...).
 
-    passes, heads: one per block; `global` needs the passes chained, and every head that a target starts from needs its
-    output gradient. wanted: the places inside a block whose gradients are taken on the same way back.
+    whole: the gradient of the whole net's loss there. own: the block's auxiliary net, with its gradient there.
     """
-    return _TARGETS[choose("target", name, names())](passes, heads, wanted)
+    return _TARGETS[choose("target", name, names())](whole, own)
 
 
-def global_(passes: Sequence[BlockPass], heads: Sequence[HeadPass], wanted: Wanted) -> list[Arrival]:
-    """The gradient of the whole net's loss: backpropagated from the classifier through all blocks."""
-    arrivals: list[Arrival] = []
-    cotangent = heads[-1].output_gradient
-    for step in reversed(passes):
-        places = list(wanted(step))
-        if step.index == 0:
-            arrivals.append(Arrival(cotangent, pull(step.outputs, cotangent, places)))
-            continue
-        upstream, *inside = pull(step.outputs, cotangent, [step.inputs, *places])
-        arrivals.append(Arrival(cotangent, tuple(inside)))
-        cotangent = torch.zeros_like(step.inputs) if upstream is None else upstream
-    return arrivals[::-1]
-
-
-def local(passes: Sequence[BlockPass], heads: Sequence[HeadPass], wanted: Wanted) -> list[Arrival]:
-    """The gradient of each block's own auxiliary loss; for the last block that is the whole net's loss."""
-    return [
-        Arrival(own.output_gradient, pull(step.outputs, own.output_gradient, list(wanted(step))))
-        for step, own in zip(passes, heads, strict=True)
-    ]
-
-
-_TARGETS: dict[str, Callable[[Sequence[BlockPass], Sequence[HeadPass], Wanted], list[Arrival]]] = {
-    "global": global_,
-    "local": local,
+_TARGETS: dict[str, Callable[[Tensor, HeadPass], Tensor]] = {
+    "global": lambda whole, own: whole,
+    "local": lambda whole, own: own.output_gradient,
 }

@@ -81,6 +81,8 @@ class Training:
     def __init__(self, run: DictConfig, data: Dataset) -> None:
         self.run, self.data = run, data
         self.net = network.build(run, data)
+        network.execute_as_set_(self.net, run)
+        self.notes: tuple[str, ...] = ()
         self.named = dict(self.net.parameters())
         self.optimiser = torch.optim.SGD(
             self.named.values(), run.optim.lr, momentum=run.optim.momentum, weight_decay=run.optim.weight_decay
@@ -97,11 +99,13 @@ class Training:
     def estimate(self, images: Tensor, labels: Tensor, step: int) -> Estimate:
         """The gradient estimate of a training step."""
         run = self.run
+        if run.runtime.channels_last:
+            images = images.contiguous(memory_format=torch.channels_last)
         return estimate(
             self.net.blocks, self.net.auxiliaries, images, labels, target=run.target, guess=run.guess, space=run.space,
             averaged=run.averaged, mode=run.mode, distribution=run.distribution, tangents=network.tangents(run),
             generator=network.noise(run, step), per_sample_method=run.per_sample_method,
-            guess_auxiliaries=self.net.guess_auxiliaries, update_statistics=True,
+            guess_auxiliaries=self.net.guess_auxiliaries, update_statistics=True, precision=run.runtime.precision,
         )  # fmt: skip
 
     def step(self, number: int) -> None:
@@ -115,6 +119,7 @@ class Training:
         self.optimiser.param_groups[0]["lr"] = optim.learning_rate(self.run.optim, number, self.total)
         self.optimiser.step()
         self.running.add(found, len(labels))
+        self.notes = found.notes
 
     def advance(self, span: int, skip: int) -> Iterator[None]:
         """Do the steps of a span from the `skip`-th on."""
@@ -137,8 +142,8 @@ class Training:
         return Measurement(metrics, step, step * self.run.optim.batch_size / len(self.data.train), step)
 
     def counts(self) -> dict[str, Any]:
-        """Gradient estimates of the whole run."""
-        return {"gradients": self.total}
+        """Gradient estimates of the whole run, and what each did in another way than usual."""
+        return {"gradients": self.total} | dict.fromkeys(self.notes, 1)
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint needs; the step's number is the loop's."""
