@@ -28,7 +28,7 @@ def quick() -> Plan:
 def test_every_scale_has_a_plan(scale: str) -> None:
     """Every item of every scale resolves to valid runs."""
     made = Plan(scale)
-    assert {"acid"} <= {item.paper for item in made.items.values()} <= set(config.RUNS)
+    assert {item.paper for item in made.items.values()} == {*config.RUNS, plan.CLAIMS}
     assert made.runs
 
 
@@ -50,6 +50,44 @@ def test_the_grid_by_hand(quick: Plan) -> None:
     assert len(quick.item("acid_table_4").runs) == per_seed * len(quick.scale.seeds)
     assert len(quick.item("acid_figure_1").runs) == 3 * len(quick.scale.seeds)
     assert quick.item("acid_table_2").runs == ()
+
+
+@pytest.mark.parametrize("scale", config.scale_names())
+def test_claims_train_nothing_of_their_own(scale: str) -> None:
+    """Ten claims; their runs are ones that tables and figures of the papers want, with all the scale's seeds."""
+    made = Plan(scale)
+    assert list(made.claims) == [f"A{k}" for k in range(1, 7)] + [f"B{k}" for k in range(1, 5)]
+    others = {name for item in made.items.values() if item.paper != plan.CLAIMS for name in item.runs}
+    for claim in made.claims.values():
+        assert set(claim.runs) <= others, claim.id
+        assert {run.paper for run in claim.runs.values()} <= {claim.config.paper}
+        assert not claim.runs or {run.seed for run in claim.runs.values()} == set(made.scale.seeds)
+    for item in (made.item("claims_verdicts"), made.item("claims_effects")):
+        assert set(item.runs) == {name for claim in made.claims.values() for name in claim.runs}
+
+
+def test_claims_are_read_only_when_they_are_wanted() -> None:
+    """A job of one item reads no claims, a job of theirs no other item."""
+    assert Plan("quick", only=["acid_figure_1"]).claims == {}
+    own = Plan("quick", only=["claims_effects"])
+    assert list(own.items) == ["claims_effects"]
+    assert set(own.runs) == set(own.item("claims_effects").runs)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (plan.PartConfig(unit="furlong", below=1.0), ["unit", "furlong", "ratio"]),
+        (plan.PartConfig(), ["exactly one", "above"]),
+        (plan.PartConfig(above=0.0, below=1.0), ["above, below", "exactly one"]),
+        (plan.PartConfig(between=[1.0, 0.5]), ["between", "lower"]),
+    ],
+)
+def test_parts_that_cannot_be_judged_are_refused(part: plan.PartConfig, words: list[str]) -> None:
+    """A unit that exists, and exactly one threshold."""
+    with pytest.raises(SettingError) as caught:
+        plan.check_part(part, "claims.yaml: A9.parts.x")
+    assert all(word in str(caught.value) for word in ["A9", *words])
 
 
 @pytest.mark.parametrize("most", [1, 3, 16])
@@ -207,7 +245,8 @@ def test_workflow_files(quick: Plan, tmp_path: Any) -> None:
     setup = workflow.Setup.read({"results": str(tmp_path), "set": "seeds=[0]", "device": "cpu"})
     files = workflow.files_of_items(setup)
     assert len(files) == len(set(files)) == sum(len(i.suffixes) for i in setup.plan.items.values())
-    assert workflow.files_of_items(setup, "acid") == [f for f in files if "/acid/" in f]
+    for group in (*config.RUNS, plan.CLAIMS):
+        assert workflow.files_of_items(setup, group) == [f for f in files if f"/{group}/" in f]
     batch = next(iter(setup.plan.batches.values()))
     index = workflow.index_of(setup, batch)
     index.parent.mkdir(parents=True)

@@ -17,6 +17,7 @@ from unlocked import budget, config, fingerprint
 from unlocked.errors import SettingError, choose
 from unlocked.vision import cost
 
+CLAIMS = "claims"  # the third group of items, beside those of the two papers
 ENGINES = {
     ("acid", "acid"): "unlocked.gossip.virtual",
     ("acid", "baseline"): "unlocked.gossip.virtual",
@@ -51,14 +52,53 @@ class ItemConfig:
     label_checked: bool = False  # whether that number was seen in a source
     build: str = ""  # dotted path of a function (records, context) -> Figure | Table
     note: str = ""  # what a scale changes about it, e.g. which part of the grid it leaves out
+    panels: dict[str, list[str]] = field(default_factory=dict)  # of the W&B report: metrics by kind of panel
     needs: list[Need] = field(default_factory=list)  # runs, crossed with the scale's seeds
+
+
+UNITS = ("ratio", "percentage points", "exponent", "share", "cosine")
+
+
+@dataclass
+class PartConfig:
+    """One measurable statement of a claim: an effect, and the side of a threshold on which it should lie."""
+
+    says: str = ""  # what the effect is, in a few words
+    unit: str = "ratio"  # one of UNITS
+    statistic: str = ""  # a name in `unlocked.claims.STATISTICS`, or the dotted path of such a function
+    arguments: dict[str, Any] = field(default_factory=dict)  # of the statistic, e.g. which runs it compares
+    above: float | None = None  # the threshold: exactly one of these three
+    below: float | None = None
+    between: list[float] | None = None  # low and high
+
+
+@dataclass
+class ClaimConfig:
+    """One entry of `configs/claims.yaml`: what a paper asserts, as something that can be measured."""
+
+    paper: str = ""
+    claim: str = ""  # the sentence
+    source: str = ""  # where the paper says so
+    conditions: str = ""  # under which it is tested here
+    settings: list[str] = field(default_factory=list)  # of the runs, printed with the conditions
+    needs: list[Need] = field(default_factory=list)  # runs, crossed with the scale's seeds
+    parts: dict[str, PartConfig] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim with the runs that it is judged by."""
+
+    id: str
+    config: ClaimConfig
+    runs: dict[str, DictConfig]
 
 
 @dataclass(frozen=True)
 class Item:
     """A table or figure with the runs that it reads."""
 
-    paper: str
+    paper: str  # or CLAIMS, for the items that are about both papers' claims
     id: str
     config: ItemConfig
     runs: tuple[str, ...]
@@ -100,13 +140,23 @@ def points(need: Need, seeds: Iterable[int]) -> Iterator[dict[str, Any]]:
             yield point
 
 
+def check_part(part: PartConfig, where: str) -> None:
+    """A part of a claim must name its unit and exactly one threshold: `SettingError` where it does not."""
+    choose(f"{where}.unit", part.unit, UNITS)
+    given = [name for name in ("above", "below", "between") if getattr(part, name) is not None]
+    if len(given) != 1:
+        raise SettingError(where, ", ".join(given) or None, "must have exactly one of above, below, between")
+    if part.between is not None and (len(part.between) != 2 or not part.between[0] < part.between[1]):
+        raise SettingError(f"{where}.between", part.between, "must be two numbers, the lower one first")
+
+
 def engine(run: DictConfig) -> str:
     """The module that trains a run."""
     return ENGINES[run.paper, config.kind(run)]
 
 
 class Plan:
-    """Everything that a scale needs: items, runs and batches of both papers, or what the items in `only` need."""
+    """Items, runs and batches of a scale, of both papers and the claims: all, or what the items in `only` need."""
 
     def __init__(
         self,
@@ -120,43 +170,68 @@ class Plan:
         self.runtime = {f"runtime.{key}": value for key, value in (runtime or {}).items()}
         self.runs: dict[str, DictConfig] = {}
         self.items: dict[str, Item] = {}
+        self.claims: dict[str, Claim] = {}  # those of `configs/claims.yaml`, when an item of theirs is wanted
         self._names: dict[tuple, str] = {}  # of runs, by grid point
-        entries = {paper: config.read(config.CONFIGS / paper / "items.yaml") for paper in config.RUNS}
-        known = [f"{paper}_{key}" for paper in entries for key in entries[paper]]
+        self._bases: dict[str, DictConfig] = {}
+        entries = {group: config.read(config.CONFIGS / group / "items.yaml") for group in (*config.RUNS, CLAIMS)}
+        known = [f"{group}_{key}" for group in entries for key in entries[group]]
         wanted = known if only is None else [choose("item", name, known) for name in only]
-        for paper, own in entries.items():
-            if keys := [key for key in own if f"{paper}_{key}" in wanted]:
-                self._read_items(paper, own, keys)
+        for group, own in entries.items():
+            if keys := [key for key in own if f"{group}_{key}" in wanted]:
+                self._read_items(group, own, keys)
 
-    def _read_items(self, paper: str, entries: DictConfig, keys: Iterable[str]) -> None:
-        changes = self.scale[paper]["items"]
+    def _read_items(self, group: str, entries: DictConfig, keys: Iterable[str]) -> None:
+        changes = self.scale[group]["items"] if group in config.RUNS else {}
         if unknown := sorted(set(changes) - set(entries)):
-            raise SettingError(f"{paper}.items", unknown[0], f"must be one of {', '.join(entries)}")
-        base = config.defaults(paper, self.scale)
-        config.validate_values(config.complete(base))
+            raise SettingError(f"{group}.items", unknown[0], f"must be one of {', '.join(entries)}")
+        if group in config.RUNS:
+            self._base(group)  # refuse a scale that cannot work, even for items that train nothing
+        shared = self._read_claims() if group == CLAIMS else ()
         for key in keys:
-            where = f"configs/{paper}/items.yaml: {key}"
-            merged = config.merge(OmegaConf.structured(ItemConfig), entries[key], changes.get(key, {}), where=where)
-            # `needs` refer to the scale: give the entry a root that knows it
-            rooted = OmegaConf.create({"scale": self.scale, "item": merged})
-            item = self._to_item(rooted, where)
+            where = f"configs/{group}/items.yaml: {key}"
+            values = self._resolved(ItemConfig, entries[key], changes.get(key, {}), where=where)
+            item = ItemConfig(**values)
             choose(f"{where}.kind", item.kind, ("figure", "table"))
-            runs = tuple(dict.fromkeys(self._add_runs(base, item.needs)))
-            self.items[f"{paper}_{key}"] = Item(paper, str(key), item, runs)
+            runs = tuple(dict.fromkeys([*shared, *self._add_runs(group, item.needs)]))
+            self.items[f"{group}_{key}"] = Item(group, str(key), item, runs)
 
-    @staticmethod
-    def _to_item(rooted: DictConfig, where: str) -> ItemConfig:
-        config.complete(rooted)
+    def _read_claims(self) -> list[str]:
+        """Fill `claims`; returns the runs that they need."""
+        for key, entry in config.read(config.CONFIGS / "claims.yaml").items():
+            where = f"configs/claims.yaml: {key}"
+            values = self._resolved(ClaimConfig, entry, where=where)
+            parts = {name: PartConfig(**part) for name, part in values["parts"].items()}
+            claim = ClaimConfig(**values | {"parts": parts})
+            choose(f"{where}.paper", claim.paper, config.RUNS)
+            for name, part in parts.items():
+                check_part(part, f"{where}.parts.{name}")
+            runs = {name: self.runs[name] for name in self._add_runs(claim.paper, claim.needs)}
+            self.claims[str(key)] = Claim(str(key), claim, runs)
+        return [name for claim in self.claims.values() for name in claim.runs]
+
+    def _resolved(self, schema: type, *parts: Any, where: str) -> dict[str, Any]:
+        """An entry as plain values, its references to the scale resolved, its `needs` read."""
+        merged = config.merge(OmegaConf.structured(schema), *parts, where=where)
+        # entries refer to the scale: give them a root that knows it
+        rooted = config.complete(OmegaConf.create({"scale": self.scale, "entry": merged}))
         container = OmegaConf.to_container(rooted)
         assert isinstance(container, dict)
-        values = container["item"]
-        values["needs"] = [Need(**need) for need in values["needs"]]
-        return ItemConfig(**values)
+        values = container["entry"]
+        return values | {"needs": [Need(**need) for need in values["needs"]]}
 
-    def _add_runs(self, base: DictConfig, needs: Iterable[Need]) -> Iterator[str]:
+    def _base(self, paper: str) -> DictConfig:
+        """A paper's runs before an item's grid is applied."""
+        if paper not in self._bases:
+            base = config.complete(config.defaults(paper, self.scale))
+            config.validate_values(base)
+            self._bases[paper] = base
+        return self._bases[paper]
+
+    def _add_runs(self, paper: str, needs: Iterable[Need]) -> Iterator[str]:
         for need in needs:
+            base = self._base(paper)
             for point in points(need, self.scale.seeds):
-                key = (base.paper, *sorted((name, str(value)) for name, value in point.items()))
+                key = (paper, *sorted((name, str(value)) for name, value in point.items()))
                 if key not in self._names:  # resolving takes milliseconds, and items share most of their points
                     run = config.resolve(base, {**self.runtime, **point})
                     self._names[key] = config.run_id(run)

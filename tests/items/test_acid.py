@@ -17,7 +17,8 @@ from omegaconf import OmegaConf
 from unlocked import record, train
 from unlocked.errors import DataError
 from unlocked.gossip import topology
-from unlocked.items import acid, output
+from unlocked.gossip.schedule import Schedule
+from unlocked.items import acid, acid_beyond, output
 from unlocked.items.build import build, context_of
 from unlocked.plan import Plan
 
@@ -31,14 +32,21 @@ OVERRIDES = [
     "acid.rates=[1.0,2.0]",
     "acid.straggler_workers=4",
     "acid.horizon=30",
+    "acid.engine_epochs=1",
     "acid.large.workers=[4]",
     "acid.large.most_workers=4",
     "acid.large.epochs=1",
 ]
 FIGURES = (*(f"figure_{k}" for k in range(1, 8)), "equivalent_rate", "pure_gossip", "exponents", "stragglers")
-TABLES = (*(f"table_{k}" for k in range(1, 7)), "conditions", "quadratic", "heterogeneous_data")
+TABLES = (*(f"table_{k}" for k in range(1, 7)), "conditions", "quadratic", "heterogeneous_data", "engines")
 # the settings of the runs of figures 1, 4, 5 and table 4, which other items vary
-PLAIN = {"clock.law": "exponential", "data.partition": "iid", "optim.momentum": 0.9, "dynamics": "exact"}
+PLAIN = {
+    "engine": "virtual",
+    "clock.law": "exponential",
+    "data.partition": "iid",
+    "optim.momentum": 0.9,
+    "dynamics": "exact",
+}
 
 
 @pytest.fixture(scope="module")
@@ -202,6 +210,42 @@ def test_table_of_the_constants(built: dict[str, dict[str, Path]]) -> None:
     assert "207.67" in line
     assert "0.98" in line
     assert "| 2.0" in line  # chi1 of the ring grows as n²
+
+
+def test_table_of_the_engines(small: Plan, built: dict[str, dict[str, Path]], records: Path) -> None:
+    """Numbers of both engines' own records; communications of real processes are those that both sides counted."""
+    rows = pd.read_csv(built["engines"]["csv"]).set_index(["method", "engine"])
+    assert set(rows.index) == {(m, e) for m in ("baseline", "acid") for e in ("virtual", "processes")}
+    assert (rows["runs"] == 2).all()
+    assert (rows.xs("virtual", level="engine")["variation"] == 0).all()
+    assert rows["variation"].between(0, 1).all()
+    assert rows["per_gradient"].between(0.3, 1.1).all()  # of 1 that is asked for
+    found = context_of(small.item("acid_engines"), small, records).select(engine="processes", method="acid")
+    counts = [r.summary["counts"] for r in found]
+    wanted = np.mean([2 * c["communications"] / c["gradients"] for c in counts])
+    assert rows.loc[("acid", "processes"), "per_gradient"] == pytest.approx(wanted, rel=1e-4)
+    text = built["engines"]["md"].read_text()
+    assert "A²CiD², processes" in text
+
+
+def test_averagings_of_a_schedule_are_counted_per_gradient() -> None:
+    """By hand: two averagings before the second gradient of worker 0, one of them with worker 1."""
+    kinds, i, j = [0, 1, 1, 0, 0], [0, 0, 0, 0, 1], [-1, 1, 2, -1, -1]
+    events = Schedule(3, np.array(kinds, np.uint8), np.arange(5.0), np.array(i), np.array(j))
+    assert acid_beyond.between_gradients(events) == [0, 2, 1]
+    assert acid_beyond.total_variation(np.array([1.0]), np.array([0.25, 0.75])) == 0.75
+
+
+def test_measured_seconds_are_those_of_the_runs(small: Plan, built: dict[str, dict[str, Path]], records: Path) -> None:
+    """The last rows of table 3 are means over the records of real processes."""
+    rows = pd.read_csv(built["table_3"]["csv"])
+    measured = rows[rows["model"] == "measured"].set_index("method")["seconds"]
+    assert set(measured.index) == {"allreduce", "baseline", "acid"}
+    for method, seconds in measured.items():
+        found = context_of(small.item("acid_table_3"), small, records).select(method=method)
+        mean = np.mean([r.summary["metrics"]["training_seconds"] for r in found])
+        assert seconds == pytest.approx(mean, rel=1e-4)
+    assert "AR-SGD, measured (seconds)" in built["table_3"]["md"].read_text()
 
 
 def test_table_of_accuracies(built: dict[str, dict[str, Path]], records: Path) -> None:

@@ -394,7 +394,23 @@ def table_3(context: Context) -> Table:
             printed[f"{name}, {model}"] = {f"n = {n}": f"{v:.1f}" for n, v in zip(workers, row, strict=True)}
         ratios = [a / b for a, b in zip(means["allreduce"], means["baseline"], strict=True)]
         printed[f"ratio, {model}"] = {f"n = {n}": f"{v:.2f}" for n, v in zip(workers, ratios, strict=True)}
-    return Table(pd.DataFrame(printed).T.rename_axis("virtual minutes"), pd.DataFrame(numbers))
+    rows, more = measured_seconds(context)
+    table = pd.DataFrame(printed | rows).T.rename_axis("virtual minutes, or seconds").fillna("–")
+    return Table(table, pd.DataFrame(numbers + more))
+
+
+def measured_seconds(context: Context) -> tuple[dict[str, dict[str, str]], list[dict[str, object]]]:
+    """Rows of table 3, printed and as numbers, from runs of the engine of processes; none where there are none."""
+    printed, numbers = {}, []
+    for method in ("allreduce", "baseline", "acid"):
+        records = [r for r in context.select(method=method, engine="processes") if not r.diverged]
+        values = finals(records, "training_seconds")
+        if values:
+            workers, (mean, deviation) = int(records[0].config.workers), spread(values)
+            cell = f"{mean:.2f} ± {deviation:.2f}" if len(values) > 1 else f"{mean:.2f}"
+            printed[f"{style.METHOD_NAME[method]}, measured (seconds)"] = {f"n = {workers}": cell}
+            numbers.append({"model": "measured", "method": method, "workers": workers, "seconds": mean})
+    return printed, numbers
 
 
 LARGE_ROWS = (("allreduce", 1.0), ("baseline", 1.0), ("baseline", 2.0), ("acid", 1.0), ("acid", 2.0))

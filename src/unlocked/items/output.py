@@ -6,7 +6,7 @@ Second to last on the road: records in, files out. No trainer and no torch here.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ class Context:
     caption: str
     records: list[Record]
     settings: dict[str, Any]  # the scale's values for the paper, and its seeds
+    claims: Mapping[str, Any] = field(default_factory=dict)  # of the plan, for the items that judge them
 
     def select(self, **settings: Any) -> list[Record]:
         """Records whose settings (dots as double underscores) have these values, ordered by seed."""
@@ -64,6 +65,7 @@ class Table:
     printed: pd.DataFrame
     numbers: pd.DataFrame
     notes: Sequence[str] = field(default_factory=tuple)
+    columns: str | None = None  # LaTeX column specification, the index first; None: all left-aligned
 
 
 def spread(values: Iterable[float]) -> tuple[float, float]:
@@ -127,7 +129,9 @@ def markdown(table: Table, title: str, caption: str, footer: str) -> str:
 
 LATEX_ESCAPES = {
     "±": r"$\pm$", "²": r"\textsuperscript{2}", "χ₁": r"$\chi_1$", "χ₂": r"$\chi_2$", "√": r"$\surd$", "–": "--",
-    "×": r"$\times$", "ő": r"\H{o}", "é": r"\'e", "≥": r"$\geq$", "·": r"$\cdot$",
+    "×": r"$\times$", "ő": r"\H{o}", "é": r"\'e", "≥": r"$\geq$", "·": r"$\cdot$", "−": "$-$", "…": r"\ldots{}",
+    "<": "$<$", ">": "$>$", "χ": r"$\chi$", "ε": r"$\varepsilon$", "μ": r"$\mu$", "σ": r"$\sigma$", "ζ": r"$\zeta$",
+    "∇": r"$\nabla$",
 }  # fmt: skip
 
 
@@ -141,12 +145,16 @@ def latex_text(value: object) -> str:
     return text
 
 
+END_TABLE = r"\end{table}"
+
+
 def latex(table: Table, title: str, caption: str, footer: str) -> str:
-    """The table as a LaTeX float with booktabs rules."""
+    """The table as a LaTeX float with booktabs rules, its notes below."""
     escaped = table.printed.map(latex_text).rename(index=latex_text, columns=latex_text)
     escaped.index.name = None if table.printed.index.name is None else latex_text(table.printed.index.name)
-    body = escaped.to_latex(caption=latex_text(f"{title}. {caption}"), position="t")
-    return f"% {footer}\n{body}"
+    body = escaped.to_latex(caption=latex_text(f"{title}. {caption}"), position="t", column_format=table.columns)
+    notes = "".join(f"\\par\\footnotesize {latex_text(note)}\n" for note in table.notes)
+    return f"% {footer}\n{body.replace(END_TABLE, notes + END_TABLE)}"
 
 
 def save(result: Figure | Table, stem: Path, context: Context) -> list[Path]:

@@ -43,6 +43,12 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
 )  # fmt: skip
 METHOD = {"allreduce": BLACK, "baseline": BLUE, "acid": RED}
 METHOD_NAME = {"allreduce": "AR-SGD", "baseline": "async. baseline", "acid": "A²CiD²"}
+VERDICT = {  # colour and marker: told apart by either
+    "supported": (GREEN, "o"),
+    "not supported": (RED, "X"),
+    "inconclusive": (ORANGE, "D"),
+    "not run": ("0.5", "s"),
+}
 DASH = {0.5: ":", 1.0: "-", 2.0: "--"}  # by communication rate
 
 
