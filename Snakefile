@@ -1,6 +1,7 @@
 """From data to every table and figure: `snakemake --cores N`.
 
-Targets: `all` (default), one per paper (`acid`), one per table and figure (`acid_figure_5`), `report`.
+Targets: `all` (default), one per paper (`acid`), `claims`, one per table and figure (`acid_figure_5`), `report`,
+`wandb_report`, `snakemake_report`.
 Settings: `--config scale=reduced device=cuda wandb=online set="seeds=[0] acid.workers=[4,16]"`.
 """
 
@@ -32,6 +33,7 @@ wildcard_constraints:
 localrules:
     all,
     acid,
+    claims,
     forward_gradient,
 
 
@@ -49,6 +51,11 @@ rule acid:
 rule forward_gradient:
     input:
         road.files_of_items(setup, "forward_gradient"),
+
+
+rule claims:
+    input:
+        road.files_of_items(setup, "claims"),
 
 
 include: "workflow/rules/data.smk"

@@ -31,7 +31,7 @@ def test_plan_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     """Every item and run has a line, the last line sums up."""
     assert cli.main(["plan", *FEW]) == 0
     lines = capsys.readouterr().out.splitlines()
-    named = [line.split()[0] for line in lines if line.strip().startswith(("acid_", "forward_gradient_"))]
+    named = [line.split()[0] for line in lines if line.strip().startswith(("acid_", "forward_gradient_", "claims_"))]
     assert named == list(Plan("quick").items)
     assert any("allreduce-n4-s0-" in line for line in lines)
     assert "items" in lines[-1]

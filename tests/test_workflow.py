@@ -12,12 +12,20 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import pandas as pd
 import pytest
 import yaml
 
 from unlocked import config, record
 
 TINY = "seeds=[0] acid.workers=[4] acid.largest=4 acid.training.optim.epochs=1 acid.training.evaluation.points=2"
+TINY_CLAIMS = TINY + (
+    " acid.straggler_workers=4 forward_gradient.widths=[0.03125] forward_gradient.tangents=1"
+    " forward_gradient.training.model.width=0.03125 forward_gradient.training.data.train_limit=64"
+    " forward_gradient.training.data.test_limit=40 forward_gradient.training.optim.batch_size=32"
+    " forward_gradient.training.optim.epochs=1 forward_gradient.training.evaluation.points=2"
+    " forward_gradient.training.evaluation.recalibration_batches=1 forward_gradient.training.measure.batch_size=16"
+)
 TARGETS = ("acid_figure_1", "acid_figure_3", "acid_table_4")
 Snakemake = Callable[..., subprocess.CompletedProcess]
 
@@ -149,6 +157,44 @@ def test_a_killed_workflow_is_completed_by_the_next_call(project: Path, snakemak
     assert done.returncode == 0, done.stderr
     assert not list((project / "killed").rglob("*.partial"))
     assert set(record.load_all(project / "killed")["status"]) == {"completed"}
+
+
+def test_a_published_value_redraws_its_table(built: Path, snakemake: Snakemake) -> None:
+    """And one without a source ends everything with one line."""
+    path = built / "configs" / "published" / "acid.csv"
+    before = path.read_text()
+    try:
+        path.write_text(f"{before}table_4,AR-SGD,n = 4,94.5,,a source,yes\n")
+        assert waiting(snakemake(*TARGETS, "-n")) == {"acid_table_4"}
+        path.write_text(f"{before}table_4,AR-SGD,n = 4,94.5,,,yes\n")
+        done = snakemake(*TARGETS, "-n")
+        assert done.returncode != 0
+        assert "acid.csv, line 2: the value 94.5 has no source" in done.stderr.splitlines()[-1]
+    finally:
+        path.write_text(before)
+
+
+@pytest.mark.slow
+def test_claims_are_judged(project: Path) -> None:
+    """From nothing to verdicts of every claim; a second call does nothing; a threshold that is edited redraws both."""
+
+    def run(*words: str) -> subprocess.CompletedProcess:
+        own = ["--config", "wandb=disabled", "results=judged", "figures=judged_figures", f"set={TINY_CLAIMS}"]
+        line = [*command()[:5], "claims", *words, *own]
+        return subprocess.run(line, cwd=project, env=environment(project), capture_output=True, text=True, timeout=600)
+
+    done = run()
+    assert done.returncode == 0, done.stderr
+    found = pd.read_csv(project / "judged_figures" / "quick" / "claims" / "verdicts.csv")
+    assert found["id"].nunique() == 10
+    assert "not run" not in set(found["verdict"])
+    assert (project / "judged_figures" / "quick" / "claims" / "effects.pdf").read_bytes().startswith(b"%PDF")
+    assert "Nothing to be done" in (again := run()).stderr + again.stdout
+    undo = edit(project / "configs" / "claims.yaml", "between: [-0.5, 0.5]", "between: [-0.4, 0.4]")
+    try:
+        assert waiting(run("-n")) == {"claims", "claims_effects", "claims_verdicts"}
+    finally:
+        undo()
 
 
 @pytest.mark.parametrize(

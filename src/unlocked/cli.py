@@ -1,4 +1,7 @@
-"""`unlocked plan | data | train | item | bench`: the road's steps as commands. The rules of the workflow call these."""
+"""`unlocked plan | data | train | item | claims | report | bench | costs | doctor`: the road's steps as commands.
+
+The rules of the workflow call these.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from unlocked import config
-from unlocked.errors import DataError, SettingError, choose
+from unlocked.errors import DataError, MachineError, SettingError, StorageError, choose, storage_error
+from unlocked.units import human_time
 
 
 def runtime_settings(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -24,15 +28,6 @@ def read_plan(arguments: argparse.Namespace, only: Sequence[str] | None = None) 
     from unlocked.plan import Plan
 
     return Plan(arguments.scale, arguments.set or [], runtime_settings(arguments), only)
-
-
-def human_time(seconds: float) -> str:
-    """`35 s`, `12 min`, `3.4 h`, `12 d`."""
-    for limit, divisor, unit in ((90, 1, "s"), (90 * 60, 60, "min"), (48 * 3600, 3600, "h")):
-        if seconds < limit:
-            value = seconds / divisor
-            return f"{value:.0f} {unit}" if value >= 10 or unit == "s" else f"{value:.1f} {unit}"
-    return f"{seconds / 86400:.0f} d"
 
 
 def command_plan(arguments: argparse.Namespace) -> None:
@@ -118,12 +113,61 @@ def command_item(arguments: argparse.Namespace) -> None:
             print(path)
 
 
+def command_claims(arguments: argparse.Namespace) -> None:
+    """Judge the papers' claims by the records that are there; what has none is not run."""
+    from unlocked import claims
+    from unlocked.items.build import records_there
+
+    plan = read_plan(arguments, ["claims_verdicts"])
+    records = records_there(plan.item("claims_verdicts").runs, plan, arguments.results)
+    found = claims.table(plan.claims, records)
+    rows = json.loads(found.to_json(orient="records"))  # pandas turns NaN into null
+    print(json.dumps(rows, indent=1, ensure_ascii=False) if arguments.json else claims.as_text(found))
+
+
+def command_report(arguments: argparse.Namespace) -> None:
+    """Write the HTML report, or with --wandb the definitions of the W&B reports, and upload them if asked."""
+    from unlocked import report
+
+    if not arguments.wandb and (arguments.upload or arguments.dry_run):
+        raise SettingError("--upload" if arguments.upload else "--dry-run", True, "is for the W&B reports: add --wandb")
+    sources = report.Sources(read_plan(arguments), arguments.results, arguments.figures)
+    if not arguments.wandb:
+        print(report.write(sources, arguments.out or arguments.results / sources.plan.scale.name / "report.html"))
+        return
+    from unlocked import wandb_report
+
+    if arguments.dry_run:
+        print(f"would upload {wandb_report.listing(sources, wandb_report.destination(sources))}")
+        return
+    for path in wandb_report.write(sources):
+        print(path)
+    for address in wandb_report.upload(sources) if arguments.upload else ():
+        print(address)
+
+
 def command_bench(arguments: argparse.Namespace) -> None:
     """Measure the artifact's own code."""
     from unlocked import bench
 
-    found = bench.measure(arguments.name, bench.Options(turns=arguments.turns))
+    found = bench.measure(arguments.name, bench.Options(turns=arguments.turns, width=arguments.width))
     print(json.dumps(found, indent=1) if arguments.json else bench.table(arguments.name, found))
+
+
+def command_costs(arguments: argparse.Namespace) -> None:
+    """Print what every item of a finished scale took, from Snakemake's benchmark files."""
+    from unlocked import costs
+
+    found = costs.table(read_plan(arguments), arguments.results)
+    print(found.to_json(orient="index", indent=1) if arguments.json else costs.as_markdown(found))
+
+
+def command_doctor(arguments: argparse.Namespace) -> None:
+    """Print what this machine can run, what is missing, and what each scale would cost here."""
+    from unlocked import doctor
+
+    found = doctor.diagnose(arguments.root, arguments.results)
+    print(json.dumps(found, indent=1) if arguments.json else doctor.as_text(found))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -162,12 +206,39 @@ def parser() -> argparse.ArgumentParser:
     item.add_argument("names", nargs="+", metavar="NAME", help="e.g. acid_figure_5")
     item.set_defaults(action=command_item)
 
+    claims = commands.add_parser("claims", parents=[planned, stored], help="judge the papers' claims by the records")
+    claims.add_argument("--json", action="store_true")
+    claims.set_defaults(action=command_claims)
+
+    report = commands.add_parser("report", parents=[planned, stored], help="write the HTML report, the W&B reports")
+    report.add_argument("--out", type=Path, help="write the HTML report here")
+    report.add_argument("--wandb", action="store_true", help="the W&B reports instead, offline")
+    report.add_argument("--upload", action="store_true", help="with --wandb: sync the offline runs, save the reports")
+    report.add_argument("--dry-run", action="store_true", help="with --wandb: show what --upload would send")
+    report.set_defaults(action=command_report)
+
     bench = commands.add_parser("bench", help="measure the artifact's own code, as ratios to a peer")
     bench.add_argument("name", metavar="NAME", help="gossip, processes, forward_gradient")
     bench.add_argument("--turns", type=int, default=7, help="timings of every contestant (default: 7)")
+    bench.add_argument("--width", type=float, default=1.0, help="of forward_gradient's net (default: 1)")
     bench.add_argument("--json", action="store_true")
     bench.set_defaults(action=command_bench)
+
+    costs = commands.add_parser("costs", parents=[planned, stored], help="what every item of a finished scale took")
+    costs.add_argument("--json", action="store_true")
+    costs.set_defaults(action=command_costs)
+
+    doctor = commands.add_parser("doctor", parents=[stored], help="what this machine can run, and at what cost")
+    doctor.add_argument("--root", type=Path, default=Path("data"), help="folder of the data sets")
+    doctor.add_argument("--json", action="store_true")
+    doctor.set_defaults(action=command_doctor)
     return top
+
+
+def written_by(parsed: argparse.Namespace) -> Path:
+    """The file or folder that a command writes, to name it when that fails."""
+    found = (getattr(parsed, name, None) for name in ("index", "out", "figures"))
+    return next((path for path in found if path), Path.cwd())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -176,7 +247,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parsed.gpu = any(str(text).startswith("device=cuda") for text in getattr(parsed, "runtime", None) or [])
     try:
         parsed.action(parsed)
-    except (SettingError, DataError) as error:
+    except (SettingError, DataError, MachineError, StorageError) as error:
         print(f"unlocked: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -186,6 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except Exception as error:
         number = getattr(error, "number", None)  # of tracking.Interrupted, which is not imported: it costs a second
+        if number is None and (failed := storage_error(error, written_by(parsed))) is not None:
+            print(f"unlocked: {failed}", file=sys.stderr)
+            return 2
         if number is None:
             raise
         print(f"unlocked: {error}; a checkpoint is kept and the next call continues", file=sys.stderr)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class SettingError(ValueError):
@@ -18,6 +21,37 @@ class SettingError(ValueError):
 
 class DataError(RuntimeError):
     """Data that is missing or damaged: the message says where it was looked for and how to get it."""
+
+
+class MachineError(RuntimeError):
+    """Other processes or machines that a training needs are gone: the message names them, says why, and what to do."""
+
+
+class StorageError(RuntimeError):
+    """A folder that cannot be written: the message names it, says why, and what to do."""
+
+
+# What a write meets on a full disk, beyond a quota or a limit, on a read-only file system, and without permission.
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
+TORCH_WRITER = "inline_container.cc"  # torch.save reports a failed write as a RuntimeError that names this file
+
+
+def storage_error(error: BaseException, folder: Path) -> StorageError | None:
+    """What a person can do about a failed write, in `folder` unless the error names a file of its own.
+
+    None if `error` is about something else.
+    """
+    number = error.errno if isinstance(error, OSError) else None
+    if isinstance(error, RuntimeError) and TORCH_WRITER in str(error):
+        number = errno.ENOSPC if os.access(folder, os.W_OK) else errno.EROFS
+    where = str(getattr(error, "filename", None) or folder)
+    where = str(folder) if where.startswith(str(folder)) else where
+    if number in FULL:
+        return StorageError(f"{where}: {os.strerror(number)}; free some space and run again, what was recorded is kept")
+    if number in FORBIDDEN:
+        return StorageError(f"{where}: {os.strerror(number)}; make it writable, or choose another folder")
+    return None
 
 
 def choose(setting: str, value: object, known: Iterable[str]) -> str:

@@ -79,36 +79,38 @@ def partial(folder: Path) -> Path:
 
 
 @functools.cache
-def schema() -> dict[str, Any]:
-    """The JSON schema of `summary.json`."""
-    return json.loads(SCHEMA.read_text())
+def validator() -> Any:
+    """What checks a `summary.json` against its schema; made once, because that costs more than the check."""
+    import jsonschema
+
+    return jsonschema.Draft202012Validator(json.loads(SCHEMA.read_text()))
 
 
 def validate_summary(summary: Mapping[str, Any], folder: Path) -> None:
     """Raise `DataError` if a summary does not follow the schema."""
-    import jsonschema
+    from jsonschema.exceptions import best_match
 
-    try:
-        jsonschema.validate(summary, schema())
-    except jsonschema.ValidationError as error:
-        raise DataError(f"{folder / 'summary.json'}: {error.message}") from None
+    if error := best_match(validator().iter_errors(summary)):
+        raise DataError(f"{folder / 'summary.json'}: {error.message}")
 
 
 def write(folder: Path, run: DictConfig, history: pd.DataFrame, summary: dict[str, Any]) -> None:
     """Write a record into its partial folder, then rename it into place; an older record is replaced.
 
-    Every file is on disk before the rename, and the rename is atomic: a killed process leaves no half record.
+    Every file is on disk before the rename, and the rename is atomic: a killed process leaves no half record. The
+    summary comes last and whole, and the checkpoint stays until then: a full disk costs no training.
     """
     validate_summary(summary, folder)
     working = partial(folder)
     working.mkdir(parents=True, exist_ok=True)
-    (working / "checkpoint.pt").unlink(missing_ok=True)
     (working / "config.yaml").write_text(OmegaConf.to_yaml(run, resolve=True))
     history.astype(HISTORY).to_parquet(working / "history.parquet", index=False)
-    (working / "summary.json").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
-    for name in ("config.yaml", "history.parquet", "summary.json"):
+    (working / "summary.json.new").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
+    for name in ("config.yaml", "history.parquet", "summary.json.new"):
         with open(working / name, "rb") as file:
             os.fsync(file.fileno())
+    (working / "summary.json.new").replace(working / "summary.json")
+    drop_checkpoints(working)
     if folder.exists():
         old = folder.with_name(folder.name + ".old")
         shutil.rmtree(old, ignore_errors=True)
@@ -157,7 +159,6 @@ def load_all(folder: str | Path) -> pd.DataFrame:
 
 def current(folder: Path, run: DictConfig, code: str) -> bool:
     """Whether a complete record of this run exists and still holds: same config, same code unless told otherwise."""
-    finish_replacing(folder)
     try:
         summary = json.loads((folder / "summary.json").read_text())
         same_config = summary["config_hash"] == config.config_hash(run)
@@ -169,11 +170,21 @@ def current(folder: Path, run: DictConfig, code: str) -> bool:
 
 
 def finish_replacing(folder: Path) -> None:
-    """A process killed between the two renames of `write` left a complete record under its partial name: move it."""
+    """A process killed between the two renames of `write` left a complete record under its partial name: move it.
+
+    For the one process that holds the run's lock.
+    """
     working = partial(folder)
     if not folder.exists() and (working / "summary.json").is_file():
+        drop_checkpoints(working)
         working.rename(folder)
     shutil.rmtree(folder.with_name(folder.name + ".old"), ignore_errors=True)
+
+
+def drop_checkpoints(working: Path) -> None:
+    """A finished run needs none."""
+    for path in working.glob("checkpoint.*"):
+        path.unlink()
 
 
 def git(*arguments: str) -> str:

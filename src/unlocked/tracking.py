@@ -6,13 +6,16 @@ mirror, offline unless asked otherwise, and never stands between a person and a 
 
 from __future__ import annotations
 
+import functools
 import math
 import resource
 import shutil
 import signal
 import sys
 import time
-from collections.abc import Iterable, Mapping
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -22,6 +25,9 @@ from omegaconf import DictConfig
 from tqdm import tqdm
 
 from unlocked import config, record
+
+SECONDS_TO_ANSWER = 10  # after which a W&B server counts as out of reach
+SECONDS_TO_UPLOAD = 120  # at the end of a run; what is left is on disk and can be uploaded later
 
 
 class Stop:
@@ -139,14 +145,16 @@ class Recorder:
 
     def _start_wandb(self) -> Any:
         """The W&B run, or False: tracking that cannot start says so in one line and does not stop the training."""
+        return self._tracked(lambda: start_wandb(self.run, self.folder, self.items))
+
+    def _tracked(self, call: Callable[[], Any]) -> Any:
+        """What a call to W&B returns; when it fails one line says so, and the run goes on without W&B."""
         try:
-            return start_wandb(self.run, self.folder, self.items)
+            return call()
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
-            print(
-                f"unlocked: {self.folder.name} is not mirrored to W&B ({reason}); its record is complete",
-                file=sys.stderr,
-            )
+            say(f"{self.folder.name} is not mirrored to W&B ({reason}); its record is complete")
+            self._wandb = False
             return False
 
     def _show(self, rows: list[dict[str, Any]], step: int) -> None:
@@ -168,8 +176,7 @@ class Recorder:
             key = row["metric"] if row["index"] < 0 else f"{row['metric']}/{row['index']}"
             values = by_step.setdefault(row["step"], {"epoch": row["epoch"], "virtual_time": row["virtual_time"]})
             values[key] = row["value"]
-        for step, values in by_step.items():
-            self._wandb.log(values, step=step)
+        self._tracked(lambda: [self._wandb.log(values, step=step) for step, values in by_step.items()])
 
     def interrupt(self) -> None:
         """End the process's part in this run; the checkpoint stays and a later call continues."""
@@ -200,14 +207,14 @@ class Recorder:
         if reason:
             summary["reason"] = reason
         if self._wandb:
-            self._wandb.summary.update({"status": status, **summary["metrics"]})
+            self._tracked(lambda: self._wandb.summary.update({"status": status, **summary["metrics"]}))
         self._close(exit_code=0)
         record.write(self.folder, self.run, history, summary)
         return summary
 
     def _close(self, exit_code: int) -> None:
         if self._wandb:
-            self._wandb.finish(exit_code=exit_code)
+            self._tracked(lambda: self._wandb.finish(exit_code=exit_code))
         if self._bar is not None:
             self._bar.close()
 
@@ -220,7 +227,8 @@ def start_wandb(run: DictConfig, folder: Path, items: Iterable[str]) -> Any:
     import wandb
 
     working = record.partial(folder)
-    if runtime.wandb == "offline":
+    mode = mode_within_reach(runtime.wandb)
+    if mode == "offline":
         shutil.rmtree(working / "wandb", ignore_errors=True)
     settings = config.identity(run)
     commit = record.provenance()["commit"]
@@ -230,7 +238,7 @@ def start_wandb(run: DictConfig, folder: Path, items: Iterable[str]) -> Any:
     return wandb.init(
         project=runtime.wandb_project,
         entity=runtime.wandb_entity,
-        mode=runtime.wandb,
+        mode=mode,
         dir=working,
         id=folder.name,
         name=folder.name,
@@ -238,10 +246,44 @@ def start_wandb(run: DictConfig, folder: Path, items: Iterable[str]) -> Any:
         job_type=str(settings.get("method", settings.get("guess", "train"))),
         tags=tags,
         config=settings,
-        resume="allow" if runtime.wandb == "online" else None,
+        resume="allow" if mode == "online" else None,
         reinit="finish_previous",
-        settings=wandb.Settings(x_disable_stats=True, console="off", silent=True),
+        settings=wandb.Settings(**known_settings()),
     )
+
+
+def known_settings() -> dict[str, Any]:
+    """Settings of W&B's own, those that the installed version knows."""
+    import wandb
+
+    wanted = {"x_disable_stats": True, "console": "off", "silent": True, "finish_timeout": SECONDS_TO_UPLOAD}
+    return {key: value for key, value in wanted.items() if key in wandb.Settings.model_fields}
+
+
+@functools.cache
+def mode_within_reach(mode: str) -> str:
+    """`mode`, or `offline` where it is `online` and the server does not answer; asked once per process.
+
+    W&B itself would try for a minute and a half, for every run, and then keep nothing.
+    """
+    if mode != "online":
+        return mode
+    import wandb
+
+    url = wandb.setup().settings.base_url
+    try:
+        urllib.request.urlopen(url, timeout=SECONDS_TO_ANSWER).close()
+    except urllib.error.HTTPError:  # an answer
+        return mode
+    except (OSError, ValueError) as error:
+        say(f"W&B at {url} cannot be reached ({error}); runs are kept offline, upload them later with `wandb sync`")
+        return "offline"
+    return mode
+
+
+def say(text: str) -> None:
+    """One line to the terminal or the job's log."""
+    print(f"unlocked: {text}", file=sys.stderr, flush=True)
 
 
 def peak_memory_mb(device: str) -> float:

@@ -5,23 +5,30 @@ Beside the road, without torch: imported at every start of Snakemake.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
+import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from unlocked import budget, config, fingerprint
-from unlocked.errors import DataError, SettingError, choose
+from unlocked import budget, config, fingerprint, published, resources
+from unlocked.errors import DataError, SettingError, choose, storage_error
 from unlocked.items.build import caption_of, title_of
-from unlocked.plan import Batch, Estimate, Item, Plan, estimate
+from unlocked.plan import CLAIMS, Batch, Item, Plan
 from unlocked.record import folder_of
+from unlocked.resources import Resources
 
 CONFIG_SCHEMA = config.ROOT / "workflow" / "schemas" / "config.schema.json"
+STARTED = time.time()
+FULL_BYTES = 2**20  # free space below which a disk counts as full
 RUNTIME = ("device", "threads", "wandb", "wandb_project", "wandb_entity", "data_root", "reuse", "checkpoint_minutes")
 
 
@@ -41,6 +48,8 @@ class Setup:
         try:
             setup = cls.read(settings)
             setup.plan  # noqa: B018 - read now, so that nothing starts when it cannot be read
+            for paper in config.PAPERS:
+                published.of_paper(paper)  # refuse a value that cannot be shown, e.g. one without a source
         except (SettingError, DataError) as error:
             sys.exit(f"unlocked: {error}")
         return setup
@@ -100,7 +109,7 @@ def stem(setup: Setup, item: Item) -> Path:
 
 
 def files_of_items(setup: Setup, paper: str | None = None) -> list[str]:
-    """All files of all items, of one paper or both."""
+    """All files of all items, of one paper, of the claims, or of all three."""
     items = [item for item in setup.plan.items.values() if paper in (None, item.paper)]
     return [f"{stem(setup, item)}.{suffix}" for item in items for suffix in item.suffixes]
 
@@ -122,15 +131,37 @@ def drop_stale_indexes(setup: Setup) -> list[Path]:
         index = index_of(setup, batch)
         records = [folder_of(setup.results, setup.plan.runs[name]) / "summary.json" for name in batch.runs]
         if index.is_file() and not all(path.is_file() for path in records):
-            index.unlink()
+            with suppress(OSError):  # a folder that cannot be written: `check_folders` says so
+                index.unlink()
             stale.append(index)
     return stale
 
 
-def cost_of(setup: Setup, batch: Batch) -> Estimate:
-    """Time of all runs of a job, and memory of the largest."""
-    costs = [estimate(setup.plan.runs[name]) for name in batch.runs]
-    return Estimate(sum(c.gradients for c in costs), sum(c.seconds for c in costs), max(c.memory_mb for c in costs))
+def resources_of(setup: Setup, batch: Batch, attempt: int = 1) -> Resources:
+    """What a training job asks of the machine or the scheduler."""
+    return resources.of_job([setup.plan.runs[name] for name in batch.runs], attempt)
+
+
+def check_folders(setup: Setup) -> None:
+    """End Snakemake with one line, before any job, if results or figures cannot be written."""
+    for folder in (setup.results, setup.figures):
+        if not os.access(existing := existing_part(folder), os.W_OK):
+            sys.exit(f"unlocked: {existing} cannot be written: make it writable, or --config results=... figures=...")
+
+
+def existing_part(folder: Path) -> Path:
+    """The folder, or the closest one above it that is there."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def explain_failure(setup: Setup) -> None:
+    """Repeat, as Snakemake's last words, what failed jobs ended with in their logs, each line once."""
+    logs = (path for path in setup.results.rglob("logs/**/*.log") if path.stat().st_mtime >= STARTED)
+    last = [path.read_text(errors="replace").rstrip().rpartition("\n")[2] for path in logs]
+    lines = [line for line in dict.fromkeys(last) if line.startswith("unlocked: ")]
+    if not lines and shutil.disk_usage(existing_part(setup.results)).free < FULL_BYTES:  # logs could not be written
+        lines = [f"unlocked: {storage_error(OSError(errno.ENOSPC, ''), setup.results)}"]
+    print(*lines, sep="\n", file=sys.stderr)
 
 
 def data_files(setup: Setup, batch: Batch) -> list[str]:
@@ -141,13 +172,20 @@ def data_files(setup: Setup, batch: Batch) -> list[str]:
 
 
 def item_code(item: Item) -> str:
-    """Fingerprint of what draws an item: its function, what that uses, how results are written, its config."""
-    return fingerprint.digest(
+    """Fingerprint of what draws an item: its function, what that uses, how results are written, its config, and the
+    published values beside it.
+    """
+    parts = [
         fingerprint.function(item.config.build),
         fingerprint.function("unlocked.items.output.save"),
         item.config.title,
         item.config.caption,
-    )
+    ]
+    if item.config.kind == "table":
+        parts += [fingerprint.function("unlocked.published.beside"), published.digest(item.paper, item.id)]
+    if item.paper == CLAIMS:
+        parts.append((config.CONFIGS / "claims.yaml").read_text())
+    return fingerprint.digest(*parts)
 
 
 def outputs(setup: Setup, item: Item, report: Callable[..., Any]) -> dict[str, Any]:
@@ -157,7 +195,7 @@ def outputs(setup: Setup, item: Item, report: Callable[..., Any]) -> dict[str, A
     files[shown] = report(
         files[shown],
         caption="../report/item.rst",
-        category=PAPER_TITLES[item.paper],
+        category=CATEGORIES[item.paper],
         subcategory=f"{item.config.kind}s",
         labels={"item": title_of(item), "kind": item.config.kind},
     )
@@ -173,6 +211,7 @@ PAPER_TITLES: dict[str, str] = {
     "acid": "A²CiD²: accelerating asynchronous communication",
     "forward_gradient": "Can forward gradient match backpropagation?",
 }
+CATEGORIES = PAPER_TITLES | {CLAIMS: "Claims of both papers"}  # of Snakemake's report
 
 
 def as_options(settings: Mapping[str, Any]) -> str:

@@ -1,0 +1,115 @@
+"""The workflow through a real Slurm of one node: same results as on this machine, and what it asks the scheduler for.
+
+Skipped where Slurm is not installed or cannot be started; `tests/slurm/one_node.sh check` says why.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from comparison import assert_same_items, assert_same_records
+from unlocked import config
+from unlocked.workflow import Setup, index_of, resources_of
+
+pytestmark = [pytest.mark.slurm, pytest.mark.slow]
+
+SCRIPT = Path(__file__).with_name("one_node.sh")
+ITEMS = ("acid_figure_1", "forward_gradient_learning_curves")
+LITTLE = (
+    "seeds=[0] acid.workers=[4] acid.largest=4 acid.training.optim.epochs=2 acid.training.evaluation.points=2 "
+    "forward_gradient.training.optim.epochs=0.5 forward_gradient.training.evaluation.points=1"
+)
+SHORT_WAITS = ("--slurm-init-seconds-before-status-checks", "2", "--latency-wait", "10")
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Slurm of one node; its daemons end with the tests, whatever happens."""
+    if find_spec("snakemake_executor_plugin_slurm") is None:
+        pytest.skip("snakemake-executor-plugin-slurm is not installed")
+    checked = subprocess.run([SCRIPT, "check"], capture_output=True, text=True)
+    if checked.returncode:
+        pytest.skip(checked.stdout.strip())
+    state = tmp_path_factory.mktemp("slurm")
+    try:
+        started = subprocess.run([SCRIPT, "start", state], stdout=(state / "out").open("w"), stderr=subprocess.STDOUT)
+        if started.returncode:
+            pytest.skip(f"Slurm does not start: {(state / 'out').read_text().strip()[-300:]}")
+        yield
+    finally:
+        subprocess.run([SCRIPT, "stop", state], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def snakemake(folder: Path, *words: str, settings: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    """Run the workflow in `folder`."""
+    own = ["wandb=disabled", f"set={LITTLE}", *settings]
+    line = [sys.executable, "-m", "snakemake", "--snakefile", str(config.ROOT / "Snakefile"), *words, "--config", *own]
+    environment = os.environ | {"PYTHONPATH": str(config.ROOT / "src"), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=800)
+
+
+def profile(name: str) -> tuple[str, str]:
+    """The option that chooses a profile of the repository."""
+    return "--profile", str(config.ROOT / "profiles" / name)
+
+
+@pytest.fixture(scope="module")
+def through_slurm(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder in which the scheduler built the items, and what Snakemake said."""
+    folder = tmp_path_factory.mktemp("through_slurm")
+    done = snakemake(folder, *ITEMS, *profile("slurm"), *SHORT_WAITS)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stderr
+
+
+def test_results_are_those_of_this_machine(through_slurm: tuple[Path, str], tmp_path: Path) -> None:
+    """Every record and every item's numbers, bit by bit."""
+    done = snakemake(tmp_path, *ITEMS, *profile("default"), "--cores", "2")
+    assert done.returncode == 0, done.stderr
+    assert_same_records(through_slurm[0] / "results", tmp_path / "results")
+    assert_same_items(through_slurm[0] / "paper_figures", tmp_path / "paper_figures")
+
+
+def test_training_is_submitted_and_items_are_not(through_slurm: tuple[Path, str]) -> None:
+    """One Slurm job per batch of runs, with the time and memory of the plan; tables and figures are made here."""
+    said = through_slurm[1]
+    setup = Setup.read({"set": LITTLE})
+    batches = {key for name in ITEMS for key in setup.plan.batches_of(setup.plan.item(name))}
+    jobs = dict(re.findall(r"SLURM jobid (\d+) \(log: \S*/rule_train/\w+_([0-9a-f]{8})/", said))
+    assert set(jobs.values()) == batches
+    assert all(f"localrule {name}" in said for name in ITEMS)
+    assert not re.search(r"SLURM jobid \d+ \(log: \S*/rule_(acid|forward_gradient)", said)
+    for number, key in jobs.items():
+        asked = resources_of(setup, setup.plan.batches[key])
+        found = described(number)
+        assert found["MinMemoryNode"] in (f"{asked.mem_mb}M", f"{asked.mem_mb / 1024:g}G")
+        assert found["TimeLimit"] == f"{asked.runtime // 60:02d}:{asked.runtime % 60:02d}:00"
+        assert found["NumCPUs"] == str(asked.threads)
+    assert all((through_slurm[0] / index_of(setup, setup.plan.batches[key])).is_file() for key in batches)
+
+
+def described(number: str) -> dict[str, str]:
+    """A job as the scheduler knows it."""
+    done = subprocess.run(["scontrol", "show", "job", number], capture_output=True, text=True, check=True)
+    return dict(word.split("=", 1) for word in done.stdout.split() if "=" in word)
+
+
+def test_a_gpu_is_asked_for_and_its_absence_is_one_line(slurm: None, tmp_path: Path) -> None:
+    """With `device=cuda` a job gets a GPU. The one here is on paper: the job says so, and Snakemake repeats it."""
+    done = snakemake(
+        tmp_path, "acid_figure_1", *profile("slurm"), *SHORT_WAITS, "--retries", "0", settings=("device=cuda",)
+    )
+    assert done.returncode != 0
+    numbers = re.findall(r"SLURM jobid (\d+) \(log: \S*/rule_train/", done.stderr)
+    assert numbers
+    assert all("gpu" in described(number)["TresPerJob"] for number in numbers)
+    lines = {line for line in done.stderr.splitlines() if line.startswith("unlocked: runtime.device = 'cuda'")}
+    assert len(lines) == 1, done.stderr
