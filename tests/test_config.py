@@ -325,7 +325,7 @@ def test_the_runtime_is_not_in_the_id(tiny_run: Any) -> None:
     plain = tiny_run()
     runtime = {"device": "cuda:1", "threads": 7, "data_root": "/elsewhere", "execution": "loop", "wandb": "online"}
     runtime |= {"checkpoint_minutes": 0, "wandb_project": "p", "wandb_entity": "e", "reuse": "same_config"}
-    runtime |= {"verify_data": False, "timeout": 5.0, "interface": "eth0"}
+    runtime |= {"verify_data": False, "timeout": 5.0, "interface": "eth0", "backend": "nccl"}
     runtime |= {"precision": "bfloat16", "channels_last": True, "compile": True, "backend": "nccl"}
     assert set(runtime) == set(plain.runtime)
     changed_run = tiny_run({f"runtime.{key}": value for key, value in runtime.items()})
