@@ -476,12 +476,13 @@ def draw_errors(ax: Axes, records: Sequence[Record]) -> pd.DataFrame:
 COSTS = {
     "forward": ("forward pass", style.BLACK),
     "jvp": ("Jacobian-vector product", style.RED),
+    "tangents": ("exact per sample, eight products at a time", style.GREEN),
     "backpropagation": ("backpropagation", style.BLUE),
 }
 
 
 def forward_mode_cost(context: Context) -> Figure:
-    """Time and peak memory from every starting block."""
+    """Time and peak memory from every starting block, the memory relative to backpropagation through the whole net."""
     rows = []
     for record in context.records:
         for metric, value in record.summary["metrics"].items():
@@ -489,17 +490,18 @@ def forward_mode_cost(context: Context) -> Figure:
             rows.append({"measure": kind, "case": case, "block": int(block) + 1, "value": value})
     found = pd.DataFrame(rows).groupby(["measure", "case", "block"])["value"].agg(["mean", "min", "max"]).reset_index()
     whole = found.query("measure == 'seconds' and case == 'forward' and block == 1")["mean"].iloc[0]
+    most = found.query("measure == 'bytes' and case == 'backpropagation' and block == 1")["mean"].iloc[0]
     figure, axes = style.new(1, 2, height=2.2)
     for case, (name, color) in COSTS.items():
-        for ax, (measure, unit) in zip(axes, (("seconds", whole), ("bytes", 2**20)), strict=True):
+        for ax, (measure, unit) in zip(axes, (("seconds", whole), ("bytes", most)), strict=True):
             data = found[(found["case"] == case) & (found["measure"] == measure)]
             ax.plot(data["block"], data["mean"] / unit, color=color, marker="o", markersize=3, label=name)
             ax.fill_between(data["block"], data["min"] / unit, data["max"] / unit, color=color, alpha=0.15, linewidth=0)
     axes[0].set(xlabel="from block", ylabel="time / forward pass from block 1", ylim=(0, None))
-    axes[1].set(xlabel="from block", ylabel="peak memory (MiB)", ylim=(0, None))
+    axes[1].set(xlabel="from block", ylabel="peak memory / backpropagation", ylim=(0, None))
     run = context.records[0].config
     style.panel(axes, [f"time, width {run.model.width:g}, batch {run.optim.batch_size}", "memory"])
-    style.legend_below(figure, *axes[0].get_legend_handles_labels(), 3)
+    style.legend_below(figure, *axes[1].get_legend_handles_labels(), 2)
     return Figure(figure, found)
 
 

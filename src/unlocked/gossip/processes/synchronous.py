@@ -1,0 +1,66 @@
+"""A worker of AR-SGD: DistributedDataParallel averages every gradient over all workers.
+
+Beside the engine of processes, with the data, the learning rates and the stop rule of its gossip.
+"""
+
+from __future__ import annotations
+
+import time
+import warnings
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from unlocked.gossip.momentum import Constants
+from unlocked.gossip.processes import pairs
+from unlocked.gossip.processes.runner import Runner
+from unlocked.gossip.workers import bind
+
+
+class Synchronous(Runner):
+    """One worker of a run with the method allreduce."""
+
+    def constants(self) -> Constants:
+        """Nothing is mixed."""
+        return Constants.baseline()
+
+    def connect(self) -> None:
+        """One process group for all workers, and the network in it; its parameters are the vector x itself."""
+        run = self.run
+        pairs.choose_interface(run.runtime.interface)
+        timeout = float(run.runtime.timeout)
+        dist.init_process_group(
+            run.runtime.backend,
+            store=pairs.store(self.begin.store, timeout),
+            rank=self.worker,
+            world_size=int(run.workers),
+            timeout=timedelta(seconds=timeout),
+        )
+        self.flat_gradient = torch.zeros_like(self.vectors.x)
+        model = self.networks.models[0]
+        bind(model, self.vectors.x, self.flat_gradient)
+        with warnings.catch_warnings():  # torch 2.14 prefers a name that 2.11 does not have
+            warnings.simplefilter("ignore", FutureWarning)
+            self.network = DistributedDataParallel(model, broadcast_buffers=False)
+
+    def gradient(self, step: int) -> tuple[float, int, int]:
+        """One synchronous step; a slow worker sleeps before the others' part in it begins.
+
+        It sleeps by what its forward pass took, because the way back contains waiting; that way costs two forwards.
+        """
+        images, labels = self.streams.batches(self.data, [self.worker], [step])
+        self.flat_gradient.zero_()
+        begun = time.perf_counter()
+        loss = cross_entropy(self.network(images[0]), labels[0])
+        value = float(loss.detach())
+        time.sleep((self.slowdown - 1) * 3 * (time.perf_counter() - begun))
+        loss.backward()
+        self.vectors.descend(self.flat_gradient, self.sgd.rates[step], self.sgd.decay, self.sgd.momentum)
+        return value, 0, 0
+
+    def wind_down(self) -> None:
+        """Leave the group, so that this process can join another."""
+        dist.destroy_process_group()
