@@ -74,7 +74,7 @@ def distances(make: Make) -> Callable[..., list[Record]]:
 
     def runs(values: Distances, **settings: Any) -> list[Record]:
         return [
-            make({("consensus_distance", -1): [99.0, 99.0, value, value]}, method=method, seed=seed, **settings)
+            make({("consensus_distance", -1): [99.0, value, value, value]}, method=method, seed=seed, **settings)
             for seed, pair in values.items()
             for method, value in zip(("baseline", "acid"), pair, strict=True)
         ]

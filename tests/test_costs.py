@@ -55,7 +55,8 @@ def test_an_item_alone_costs_all_its_jobs(plan: Plan, results: Path) -> None:
         assert found.loc[name, "alone_minutes"] == pytest.approx((TRAINING * waited + DRAWING) / 60)
         assert found.loc[name, "share_minutes"] <= found.loc[name, "alone_minutes"]
         assert found.loc[name, "memory_mb"] == (900 if waited else 300)
-        assert found.loc[name, "on"] == "1 core"
+        processes = [plan.runs[run].workers for run in item.runs if plan.runs[run].get("engine") == "processes"]
+        assert found.loc[name, "on"] == (f"{max(processes)} cores" if processes else "1 core")
 
 
 def test_the_command_prints_markdown(plan: Plan, results: Path, capsys: pytest.CaptureFixture[str]) -> None:

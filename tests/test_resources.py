@@ -37,9 +37,13 @@ def test_cores_of_threads_and_processes(tiny_run: MakeRun) -> None:
     alone = tiny_run({"engine": "processes", "runtime.threads": 2}, workers=8)
     assert of_job([alone]).threads == 16
     assert of_job([alone]).mem_mb > of_job([tiny_run(workers=8)]).mem_mb
+    assert (of_job([alone]).tasks, of_job([alone]).task_gpus) == (8, 0)
+    on_gpus = of_job([tiny_run({"engine": "processes", "runtime.device": "cuda"}, workers=8)])
+    assert (on_gpus.gpu, on_gpus.task_gpus) == (1, 8)
 
 
 def test_the_largest_request() -> None:
     """Every part by itself, zeros for nothing."""
-    assert resources.most([Resources(1, 5, 2, 0), Resources(3, 4, 1, 1)]) == Resources(3, 5, 2, 1)
-    assert resources.most([]) == Resources(0, 0, 0, 0)
+    one, other = Resources(1, 5, 2, 0, 1, 0), Resources(3, 4, 1, 1, 2, 2)
+    assert resources.most([one, other]) == Resources(3, 5, 2, 1, 2, 2)
+    assert resources.most([]) == Resources(0, 0, 0, 0, 0, 0)

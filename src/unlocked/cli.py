@@ -91,12 +91,15 @@ def planned_runs(arguments: argparse.Namespace) -> tuple[list[Any], dict[str, li
 def command_train(arguments: argparse.Namespace) -> None:
     """Train the runs of config files, or those of one job of the plan; write the job's index when all are there."""
     from unlocked import train
+    from unlocked.gossip.processes import places
 
     if arguments.configs:
         runs, items = [config.from_file(path) for path in arguments.configs], {}
     else:
         runs, items = planned_runs(arguments)
     done = train.train(runs, arguments.results, items)
+    if (here := places.place()) is not None and here.rank:
+        return  # rank 0, whose worker this was, says what was done
     print(f"{len(done)} of {len(runs)} runs trained, {len(runs) - len(done)} already there")
     if arguments.index:
         arguments.index.parent.mkdir(parents=True, exist_ok=True)

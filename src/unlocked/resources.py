@@ -27,6 +27,8 @@ class Resources:
     mem_mb: int  # main memory
     runtime: int  # minutes
     gpu: int
+    tasks: int  # processes of the largest run
+    task_gpus: int  # GPUs if every process has its own
 
 
 def of_job(runs: Sequence[DictConfig], attempt: int = 1) -> Resources:
@@ -39,11 +41,13 @@ def of_job(runs: Sequence[DictConfig], attempt: int = 1) -> Resources:
         mem_mb=SNAKEMAKE_MB + round(attempt * MEMORY_MARGIN * memory),
         runtime=attempt * (STARTING_MINUTES + round(TIME_MARGIN * minutes)),
         gpu=max(gpus(run) for run in runs),
+        tasks=max(map(processes, runs)),
+        task_gpus=max(gpus(run) * processes(run) for run in runs),
     )
 
 
 def gpus(run: DictConfig) -> int:
-    """GPUs of a run: the processes of a run share one."""
+    """GPUs of a run on one machine: its processes share one."""
     return int(str(run.runtime.device).startswith("cuda"))
 
 
@@ -54,5 +58,5 @@ def processes(run: DictConfig) -> int:
 
 def most(jobs: Iterable[Resources]) -> Resources:
     """The largest request in every respect, zeros for no jobs."""
-    jobs = list(jobs) or [Resources(0, 0, 0, 0)]
-    return Resources(*(max(getattr(job, name) for job in jobs) for name in ("threads", "mem_mb", "runtime", "gpu")))
+    jobs = list(jobs) or [Resources(0, 0, 0, 0, 0, 0)]
+    return Resources(*(max(getattr(job, name) for job in jobs) for name in Resources.__dataclass_fields__))

@@ -30,6 +30,7 @@ CONFIG_SCHEMA = config.ROOT / "workflow" / "schemas" / "config.schema.json"
 STARTED = time.time()
 FULL_BYTES = 2**20  # free space below which a disk counts as full
 RUNTIME = ("device", "threads", "wandb", "wandb_project", "wandb_entity", "data_root", "reuse", "checkpoint_minutes")
+RUNTIME += ("interface", "timeout", "backend", "precision", "channels_last", "compile")
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,12 @@ def drop_stale_indexes(setup: Setup) -> list[Path]:
 def resources_of(setup: Setup, batch: Batch, attempt: int = 1) -> Resources:
     """What a training job asks of the machine or the scheduler."""
     return resources.of_job([setup.plan.runs[name] for name in batch.runs], attempt)
+
+
+def batches_of_processes(setup: Setup) -> str:
+    """A pattern that the training jobs whose runs have one process per worker match, and no other."""
+    jobs = [key for key, batch in setup.plan.batches.items() if resources_of(setup, batch).tasks > 1]
+    return "|".join(jobs) or "none"
 
 
 def check_folders(setup: Setup) -> None:

@@ -31,8 +31,11 @@ install_packages() {
 }
 
 configure() {
-    local folder=$1 host
+    local folder=$1 host cores
     host=$(hostname -s)
+    cores=$(nproc --all)
+    # enough for a run of four processes, whatever the machine has
+    [ "$cores" -ge 4 ] || cores=4
     mkdir -p "$folder/state" "$folder/spool" $CONF
     cat > $CONF/slurm.conf << END
 $MARK
@@ -52,11 +55,12 @@ SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
 ReturnToService=2
 MinJobAge=3600
+SlurmdParameters=config_overrides
 MpiDefault=none
 JobAcctGatherType=jobacct_gather/linux
 AccountingStorageType=accounting_storage/none
 GresTypes=gpu
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc --all) RealMemory=$(($(grep MemTotal /proc/meminfo | tr -dc 0-9) / 1200)) Gres=gpu:1
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$cores RealMemory=$(($(grep MemTotal /proc/meminfo | tr -dc 0-9) / 1200)) Gres=gpu:1
 PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP DefMemPerCPU=1000
 END
     # a GPU on paper: jobs that ask for one are given it, and find that it computes nothing

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from comparison import assert_same_items, assert_same_records
-from unlocked import config
+from unlocked import config, record
 from unlocked.workflow import Setup, index_of, resources_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
@@ -94,6 +94,20 @@ def test_training_is_submitted_and_items_are_not(through_slurm: tuple[Path, str]
         assert found["TimeLimit"] == f"{asked.runtime // 60:02d}:{asked.runtime % 60:02d}:00"
         assert found["NumCPUs"] == str(asked.threads)
     assert all((through_slurm[0] / index_of(setup, setup.plan.batches[key])).is_file() for key in batches)
+
+
+def test_processes_are_tasks_of_the_scheduler(slurm: None, tmp_path: Path) -> None:
+    """A run with one process per worker asks for as many tasks, which srun starts; the record is a normal one."""
+    more = "acid.engine_epochs=1 acid.engine_stretch=2"
+    settings = (f"set={LITTLE} {more}",)
+    done = snakemake(tmp_path, "acid_engines", *profile("slurm"), *SHORT_WAITS, settings=settings)
+    assert done.returncode == 0, done.stderr
+    numbers = re.findall(r"SLURM jobid (\d+) \(log: \S*/rule_train_processes/", done.stderr)
+    assert numbers
+    assert all((described(n)["NumTasks"], described(n)["CPUs/Task"]) == ("4", "1") for n in numbers)
+    found = record.load_all(tmp_path / "results").query("engine == 'processes'")
+    assert set(found["status"]) == {"completed"}
+    assert set(found["method"]) == {"acid", "baseline"}
 
 
 def described(number: str) -> dict[str, str]:

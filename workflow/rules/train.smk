@@ -29,11 +29,37 @@ rule train:
         runtime=lambda w, attempt: road.resources_of(setup, plan.batches[w.batch], attempt).runtime,
         gpu=lambda w: road.resources_of(setup, plan.batches[w.batch]).gpu,
     params:
+        launcher="",
         own_threads=dict(setup.runtime).get("threads", 1),
         options=setup.options,
         runs=lambda w: plan.batches[w.batch].runs,
         wanted=lambda w: plan.items_of(plan.batches[w.batch]),
         code=lambda w: plan.batches[w.batch].code,
     shell:
-        "OMP_NUM_THREADS={params.own_threads} python -m unlocked train --runs {params.runs} --items {params.wanted} "
+        "OMP_NUM_THREADS={params.own_threads} {params.launcher} python -m unlocked train --runs {params.runs} --items {params.wanted} "
         "{params.options} --index {output:q} > {log:q} 2>&1"
+
+
+use rule train as train_processes with:
+    # One process per worker. Here the job starts them itself; with `mpi` (profiles/slurm) the scheduler does, as tasks
+    # that may stand on several nodes, each with cores and a GPU of its own.
+    wildcard_constraints:
+        batch=road.batches_of_processes(setup),
+    resources:
+        mem_mb=lambda w, attempt: road.resources_of(setup, plan.batches[w.batch], attempt).mem_mb,
+        runtime=lambda w, attempt: road.resources_of(setup, plan.batches[w.batch], attempt).runtime,
+        gpu=lambda w: road.resources_of(setup, plan.batches[w.batch]).task_gpus,
+        tasks=lambda w: road.resources_of(setup, plan.batches[w.batch]).tasks,
+        tasks_per_gpu=1,
+        cpus_per_task=dict(setup.runtime).get("threads", 1),
+        mpi="",
+    params:
+        launcher=lambda w, resources: f"{resources.mpi} --ntasks={resources.tasks}" if resources.mpi else "",
+        own_threads=dict(setup.runtime).get("threads", 1),
+        options=setup.options,
+        runs=lambda w: plan.batches[w.batch].runs,
+        wanted=lambda w: plan.items_of(plan.batches[w.batch]),
+        code=lambda w: plan.batches[w.batch].code,
+
+
+ruleorder: train_processes > train
