@@ -28,6 +28,7 @@ from unlocked.gossip.virtual import Sgd, constants_of
 from unlocked.gossip.workers import Networks, Streams
 
 GOSSIP = (messages.Match, messages.Alone)  # what the listener does for the gossip
+WARM_UP = 6  # gradients before the start
 SECONDS_BETWEEN_REPORTS = 0.01  # fast gradients share a report; slow ones have one each
 
 
@@ -84,6 +85,7 @@ class Runner:
         self.networks = Networks(alone, self.data, self.streams, self.vectors.read[None])
         self.sgd = Sgd.of(run, self.networks.models[0], budget.total_gradients(run))
         self.slowdown = run.clock.slow_factor if self.worker < run.clock.slow_workers else 1.0
+        self.pause = 0.0  # seconds that a slow worker sleeps at every gradient; known after the warm-up
 
     def constants(self) -> Constants:
         """Of the mixing and the averaging."""
@@ -97,24 +99,29 @@ class Runner:
         self.networks.restore([state.buffers])
 
     def warm_up(self) -> float:
-        """Seconds of a gradient, after one that does not count; leaves no trace."""
+        """Seconds of a gradient, the fastest of a few after one that does not count; leaves no trace.
+
+        From here on a slow worker sleeps, at every gradient, as long as makes it slower by its factor when it is alone
+        on its core: a fixed time, the same under gossip and all-reduce, because time measured later contains waiting.
+        """
         before = {name: buffer.clone() for name, buffer in self.networks.buffers()[0].items()}
-        seconds = 0.0
-        for _ in range(2):
+        measured = []
+        for _ in range(WARM_UP):
             begun = time.perf_counter()
             self.computed(0)
-            seconds = time.perf_counter() - begun
+            measured.append(time.perf_counter() - begun)
         self.networks.restore([before])
-        return seconds
+        alone = min(measured[1:])
+        self.pause = (self.slowdown - 1) * alone
+        return alone + self.pause
 
     def computed(self, step: int) -> tuple[Tensor, float]:
         """Gradient (d,) of this worker's `step`-th batch at `vectors.read`, and its loss; a slow worker sleeps."""
-        begun = time.perf_counter()
         batches = self.streams.batches(self.data, [self.worker], [step])
         gradient, loss = self.networks.one(0, (batches[0][0], batches[1][0]))
         value = float(loss)  # on a GPU this waits until the gradient is done
-        if self.slowdown > 1:
-            time.sleep((self.slowdown - 1) * (time.perf_counter() - begun))
+        if self.pause:
+            time.sleep(self.pause)
         return gradient, value
 
     # The life of a worker

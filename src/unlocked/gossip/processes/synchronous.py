@@ -47,16 +47,13 @@ class Synchronous(Runner):
             self.network = DistributedDataParallel(model, broadcast_buffers=False)
 
     def gradient(self, step: int) -> tuple[float, int, int]:
-        """One synchronous step; a slow worker sleeps before the others' part in it begins.
-
-        It sleeps by what its forward pass took, because the way back contains waiting; that way costs two forwards.
-        """
+        """One synchronous step; a slow worker sleeps before the others' part in it begins."""
         images, labels = self.streams.batches(self.data, [self.worker], [step])
         self.flat_gradient.zero_()
-        begun = time.perf_counter()
         loss = cross_entropy(self.network(images[0]), labels[0])
         value = float(loss.detach())
-        time.sleep((self.slowdown - 1) * 3 * (time.perf_counter() - begun))
+        if self.pause:
+            time.sleep(self.pause)
         loss.backward()
         self.vectors.descend(self.flat_gradient, self.sgd.rates[step], self.sgd.decay, self.sgd.momentum)
         return value, 0, 0
