@@ -34,7 +34,7 @@ GRANT_SECONDS = 0.04  # gradients that are granted at a time: as many as take th
 
 
 class Matchmaker(schedules.Matchmaker):
-    """Pairs workers that are there; time is now, and averagings take as long as they take."""
+    """Pairs workers that are there; time is now. A worker is available when it says so, while it still talks, too."""
 
     def __init__(self, graph: nx.Graph, seed: int) -> None:
         super().__init__(graph, Clock(), seed, 0.0)
@@ -43,7 +43,10 @@ class Matchmaker(schedules.Matchmaker):
         """A neighbour that waits, for a worker that wants to average; without one the worker waits itself."""
         self.owe(worker, 1)
         found = self.offer(worker, 0.0)
-        return None if found is None else found[2]
+        if found is None:
+            return None
+        self.done(*found[1:])
+        return found[2]
 
     def part(self, one: int, other: int) -> None:
         """The two can not exchange anything any more."""
@@ -53,7 +56,6 @@ class Matchmaker(schedules.Matchmaker):
     def drop(self, worker: int) -> None:
         """The worker is not there any more."""
         self.waiting.discard(worker)
-        self.talking.discard(worker)
         for other in list(self.neighbours):
             self.part(worker, other)
 
@@ -395,7 +397,6 @@ class Coordinator:
         """One side of an averaging is done with it."""
         assert self.matchmaker is not None
         assert message.number is not None
-        self.matchmaker.done(member.number)
         talk = self.talks[message.number]
         talk.applied[member.number] = message.applied
         talk.reason = message.reason or talk.reason

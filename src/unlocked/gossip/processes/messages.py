@@ -117,7 +117,7 @@ class Grant:
 
 @dataclass(frozen=True)
 class Match:
-    """Average with `peer`; both get the same number."""
+    """Average with `peer`, after all that have lower numbers; both get the same number."""
 
     number: int
     peer: int
@@ -181,7 +181,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Offer:
-    """After an averaging (`number`, `applied`), or before the first: does the worker want to average (again)?"""
+    """After an averaging (`number`, `applied`), or by itself: does the worker want one more partner?"""
 
     steps: int
     wants: bool

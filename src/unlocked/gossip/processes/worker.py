@@ -1,12 +1,15 @@
 """A worker that gossips: gradients in the main thread, pair averagings in a thread of their own.
 
 Beside the engine of processes. After every gradient the worker owes some communications (a number drawn as in the
-virtual engine). While it owes some and does not talk it offers itself to the coordinator, which answers with a partner
-or with `Alone`. The gossip thread sleeps until there is a partner.
+virtual engine). While it owes more than are arranged it asks the coordinator, which answers with a partner or with
+`Alone`. It asks for the next partner while it still talks to the last one (up to `AHEAD` are arranged), so that the way
+to the coordinator and back costs no time between two exchanges. Exchanges are carried out in the order of their
+numbers, which is the same for all workers: of those that wait, the one with the lowest number can always go on.
 
 The gradient loop waits for the gossip only if the worker owes more than `BACKLOG` gradients' worth of communications
 *and* one of them is being arranged or carried out; a worker without a partner never waits. It cannot wait for ever: the
-coordinator answers every offer at once, and an exchange ends by itself, with an error at the latest after the timeout.
+coordinator answers every question at once, and an exchange ends by itself, with an error at the latest after the
+timeout.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ from __future__ import annotations
 import itertools
 import threading
 import time
+from collections import deque
 from typing import Any
 
 import torch
@@ -25,7 +29,7 @@ from unlocked.gossip.processes.synchronous import Synchronous
 from unlocked.gossip.schedule import communications_owed
 
 BACKLOG = 2.0  # gradients whose communications may still be under way
-QUIET, OFFERED, ALONE, TALKING = "quiet", "offered", "alone", "talking"
+AHEAD = 2  # exchanges that are arranged: one under way and the next
 
 
 class Gossiping(Runner):
@@ -33,8 +37,8 @@ class Gossiping(Runner):
 
     def __init__(self, begin: Begin, channel: Channel) -> None:
         super().__init__(begin, channel)
-        self.mode = QUIET
-        self.match: messages.Match | None = None
+        self.matches: deque[messages.Match] = deque()  # arranged; the first is under way
+        self.asked = self.alone = False  # for a partner; and told that nobody is there yet
         self.debt = begin.state.owed if begin.state is not None else 0
         self.most_owed = BACKLOG * max(1.0, self.run.rate)
         self.answers |= {messages.Match: self._matched, messages.Alone: self._alone}
@@ -68,14 +72,20 @@ class Gossiping(Runner):
 
     def must_wait(self) -> bool:
         """Too much is owed, and some of it is being arranged or carried out."""
-        return self.debt > self.most_owed and self.mode in (OFFERED, TALKING)
+        return self.debt > self.most_owed and bool(self.matches or (self.asked and not self.alone))
 
     def after_gradient(self) -> None:
         """Owe what this gradient makes due, and look for a partner if there is none."""
         self.debt += next(self.debts)
-        if self.debt and self.mode == QUIET:
-            self.mode = OFFERED
+        if self._wants():
             self.channel.send(messages.Offer(self.tally.steps, wants=True))
+
+    def _wants(self) -> bool:
+        """Whether to ask for one more partner now; then the question is as good as asked. Only under `changed`."""
+        wants = not self.asked and len(self.matches) < min(AHEAD, self.debt)
+        if wants:
+            self.asked, self.alone = True, False
+        return wants
 
     def owed_now(self) -> int:
         """Communications not yet done."""
@@ -91,13 +101,16 @@ class Gossiping(Runner):
 
     def _matched(self, message: messages.Match) -> None:
         with self.changed:
-            self.match, self.mode = message, TALKING
+            self.matches.append(message)
+            self.asked = False
+            if self._wants():
+                self.channel.send(messages.Offer(self.tally.steps, wants=True))
             self.changed.notify_all()
 
     def _alone(self, message: messages.Alone) -> None:
         with self.changed:
-            if self.mode == OFFERED:
-                self.mode = ALONE
+            if self.asked:
+                self.alone = True
                 self.changed.notify_all()
 
     # The gossip thread
@@ -118,20 +131,18 @@ class Gossiping(Runner):
         while True:
             idle_from = time.thread_time()
             with self.changed:
-                self.changed.wait_for(lambda: self.match is not None or self.finishing or self.over)
-                match, self.match = self.match, None
-            if match is None:
-                return
+                self.changed.wait_for(lambda: self.matches or self.finishing or self.over)
+                if not self.matches:
+                    return
+                match = self.matches[0]
             self.tally.overhead_cpu_seconds += time.thread_time() - idle_from
             reason = self._talk(match.peer)
             applied = not reason
             with self.changed:
                 self.debt -= applied
-                wants = self.debt > 0
-                self.mode = OFFERED if wants else QUIET
-                steps = self.tally.steps
+                self.matches.popleft()
+                self.channel.send(messages.Offer(self.tally.steps, self._wants(), match.number, applied, reason))
                 self.changed.notify_all()
-                self.channel.send(messages.Offer(steps, wants, match.number, applied, reason))
 
     def _talk(self, peer: int) -> str:
         """One averaging. If the exchange failed nothing has changed, and the reason is returned."""
