@@ -12,6 +12,7 @@ from snakemake.utils import min_version
 
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
 from unlocked import workflow as road
+from unlocked.items import build
 
 min_version("9.0")
 

@@ -8,9 +8,7 @@ reached at best; and where the time of a step goes.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
-import platform
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +17,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import pages
 import pandas as pd
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -27,7 +26,6 @@ from unlocked import bench
 from unlocked.bench import forward_gradient as measured
 from unlocked.forward_gradient.memory import peak_bytes
 
-RESULTS = Path(__file__).parent / "results"
 PEER = "backpropagation"
 # Units of one forward pass, backpropagation being 3: see the text
 FLOORS = {"activity": 1.35, "averaged": 1.7, "per_sample": 2.0}
@@ -151,20 +149,12 @@ Share of a step's CPU time at width 1.
 """
 
 
-def environment() -> dict[str, Any]:
-    """Hardware and versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    return {"cpu": cpu, "threads": 1, "python": platform.python_version(), "torch": torch.__version__}
-
-
 def markdown(found: dict[str, Any]) -> str:
     """All tables for a person."""
-    line = ", ".join(f"{key} {value}" if key != "cpu" else str(value) for key, value in found["environment"].items())
     tables = {
         key: pd.DataFrame(found[key]).round(2).fillna("").to_markdown(index=False) for key in ("table", "profile")
     }
-    return TEXT.format(environment=line, **tables)
+    return TEXT.format(environment=pages.sentence(found["environment"]), **tables)
 
 
 def main() -> None:
@@ -172,11 +162,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=bench.Options().turns)
     parser.add_argument("--widths", type=float, nargs="*", default=[0.125, 1.0])
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=pages.RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found = {
-        "environment": environment(),
+        "environment": pages.environment(),
         "table": [row for width in arguments.widths for row in table(width, arguments.turns)],
         "profile": [
             row
@@ -184,10 +174,7 @@ def main() -> None:
             for row in profiled(arguments.widths[-1], name)
         ],
     }
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    (arguments.results / "forward_gradient.json").write_text(json.dumps(found, indent=1) + "\n")
-    (arguments.results / "forward_gradient.md").write_text(markdown(found))
-    print(markdown(found))
+    pages.write(arguments.results, "forward_gradient", found, markdown(found))
 
 
 if __name__ == "__main__":

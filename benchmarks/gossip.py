@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import multiprocessing
-import platform
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -18,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pages
 import pandas as pd
 import psutil
 import scipy.stats
@@ -30,7 +29,6 @@ from unlocked.bench import gossip as bench_gossip
 from unlocked.gossip import allreduce, quadratic, virtual
 from unlocked.loop import Measurement
 
-RESULTS = Path(__file__).parent / "results"
 Rows = list[dict[str, Any]]
 
 
@@ -199,15 +197,6 @@ def wide_area(seeds: int) -> Rows:
 
 # Results
 
-
-def environment() -> dict[str, Any]:
-    """Hardware and versions."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").is_file() else []
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    versions = {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__}
-    return {"cpu": cpu, "threads": 1, **versions}
-
-
 TEXT = """# The gossip engine, measured
 
 Written by `python benchmarks/gossip.py`. {environment}. Times are CPU times of one thread.
@@ -245,12 +234,8 @@ each. Accuracy is that of the averaged model at the end of the faster gossip run
 def markdown(found: dict[str, Any]) -> str:
     """All tables for a person."""
     tables = {key: pd.DataFrame(found[key]).to_markdown(index=False) for key in ("growth", "quadratic", "wide_area")}
-    engine = pd.DataFrame(
-        [(key, round(value, 3), bench_gossip.MEANINGS.get(key, "")) for key, value in found["engine"].items()],
-        columns=["measure", "value", "meaning"],
-    ).to_markdown(index=False)
-    line = ", ".join(f"{key} {value}" if key != "cpu" else str(value) for key, value in found["environment"].items())
-    return TEXT.format(environment=line, engine=engine, gradients=GRADIENTS, **tables)
+    engine = pages.ratios(found["engine"], bench_gossip.MEANINGS)
+    return TEXT.format(environment=pages.sentence(found["environment"]), engine=engine, gradients=GRADIENTS, **tables)
 
 
 def main() -> None:
@@ -258,21 +243,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--seeds", type=int, default=20, help="of the quadratic problem")
     parser.add_argument("--link-seeds", type=int, default=3, help="of the trainings over a link")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=pages.RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     threadpool_limits(1)
     found = {
-        "environment": environment(),
+        "environment": pages.environment(),
         "engine": bench_gossip.measure(bench.Options()),
         "growth": growth(),
         "wide_area": wide_area(arguments.link_seeds),
         "quadratic": quadratic_table(arguments.seeds),
     }
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    (arguments.results / "gossip.json").write_text(json.dumps(found, indent=1) + "\n")
-    (arguments.results / "gossip.md").write_text(markdown(found))
-    print(markdown(found))
+    pages.write(arguments.results, "gossip", found, markdown(found))
 
 
 if __name__ == "__main__":

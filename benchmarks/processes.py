@@ -7,13 +7,11 @@ real processes are from the virtual engine's pairing in averagings per gradient 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import pages
 import pandas as pd
 import torch
 
@@ -22,7 +20,6 @@ from unlocked.bench import processes as bench_processes
 from unlocked.items.acid_beyond import averagings_between_gradients, pooled, total_variation
 from unlocked.measures import settled
 
-RESULTS = Path(__file__).parent / "results"
 WORKERS, GRADIENTS, STRETCH = 4, 896, 12.0
 CASES = [(method, graph, rate) for method in ("baseline", "acid") for graph in ("ring", "complete")
          for rate in (0.5, 1.0, 2.0)]  # fmt: skip
@@ -65,7 +62,7 @@ def agreement(seeds: int, results: Path) -> list[dict[str, Any]]:
 
 TEXT = """# The engine of processes, measured
 
-Written by `python benchmarks/processes.py`. {environment}. Wall-clock times; load of the machine before: {load}.
+Written by `python benchmarks/processes.py`. {environment}. Wall-clock times.
 
 ## Ratios
 
@@ -82,22 +79,11 @@ averagings from one gradient of a worker to its next: 0 if they are the same. Co
 """
 
 
-def environment() -> str:
-    """Hardware and versions."""
-    cpu = record.provenance()["hardware"]["processor"]
-    return f"{cpu}, {os.cpu_count()} cores, python {platform.python_version()}, torch {torch.__version__}"
-
-
 def markdown(found: dict[str, Any], seeds: int) -> str:
     """All tables for a person."""
-    ratios = pd.DataFrame(
-        [(key, round(value, 3), bench_processes.MEANINGS[key]) for key, value in found["ratios"].items()],
-        columns=["measure", "value", "meaning"],
-    )
     return TEXT.format(
-        environment=found["environment"],
-        load=found["load"],
-        ratios=ratios.to_markdown(index=False),
+        environment=pages.sentence(found["environment"]),
+        ratios=pages.ratios(found["ratios"], bench_processes.MEANINGS),
         agreement=pd.DataFrame(found["agreement"]).to_markdown(index=False),
         workers=WORKERS,
         gradients=GRADIENTS,
@@ -111,18 +97,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--turns", type=int, default=7, help="of every contestant")
     parser.add_argument("--seeds", type=int, default=3, help="of the comparison of the engines")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=pages.RESULTS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, Any] = {"environment": environment(), "load": round(os.getloadavg()[0], 2)}
+    found: dict[str, Any] = {"environment": pages.environment()}
     found["ratios"] = bench_processes.measure(bench.Options(turns=arguments.turns))
     with tempfile.TemporaryDirectory() as folder:
         found["agreement"] = agreement(arguments.seeds, Path(folder))
-    text = markdown(found, arguments.seeds)
-    arguments.results.mkdir(parents=True, exist_ok=True)
-    (arguments.results / "processes.json").write_text(json.dumps(found, indent=1) + "\n")
-    (arguments.results / "processes.md").write_text(text)
-    print(text)
+    pages.write(arguments.results, "processes", found, markdown(found, arguments.seeds))
 
 
 if __name__ == "__main__":

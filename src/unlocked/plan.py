@@ -9,6 +9,7 @@ import itertools
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -112,6 +113,10 @@ class Item:
     def suffixes(self) -> tuple[str, ...]:
         """Files that the item consists of."""
         return ("pdf", "png", "svg", "csv") if self.config.kind == "figure" else ("md", "tex", "csv")
+
+    def stem(self, figures: Path, scale: str) -> Path:
+        """Path of its files without suffix."""
+        return figures / scale / self.paper / self.id
 
 
 @dataclass(frozen=True)

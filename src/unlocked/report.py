@@ -22,18 +22,11 @@ from unlocked import claims, config, record
 from unlocked.errors import DataError
 from unlocked.items import output
 from unlocked.items.build import caption_of, records_there, title_of
+from unlocked.papers import PAPERS
 from unlocked.plan import CLAIMS, Item, Plan
 from unlocked.units import human_bytes, human_time, plural
 
 TEMPLATES = config.ROOT / "workflow" / "report"
-PAPERS = {
-    "acid": (
-        "A²CiD²",
-        "A²CiD²: Accelerating Asynchronous Communication in Decentralized Deep Learning",
-        "NeurIPS 2023",
-    ),
-    "forward_gradient": ("Forward gradients", "Can Forward Gradient Match Backpropagation?", "ICML 2023"),
-}  # short name, title, venue
 MEDIA = {
     "png": "image/png",
     "pdf": "application/pdf",
@@ -138,7 +131,7 @@ class Sources:
 
     def stem(self, item: Item) -> Path:
         """Path of an item's files without suffix."""
-        return self.figures / self.plan.scale.name / item.paper / item.id
+        return item.stem(self.figures, self.plan.scale.name)
 
     def of(self, item: Item) -> list[record.Record]:
         """The finished records of an item."""

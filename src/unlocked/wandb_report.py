@@ -20,8 +20,9 @@ from unlocked import config, record, report
 from unlocked.errors import DataError, SettingError, choose
 from unlocked.items import output
 from unlocked.items.build import caption_of, title_of
+from unlocked.papers import PAPERS
 from unlocked.plan import CLAIMS, Item
-from unlocked.report import PAPERS, Printed, Sources
+from unlocked.report import Printed, Sources
 from unlocked.units import human_bytes, plural
 
 PANELS = ("over_epochs", "over_time", "final")  # kinds of panels in an item's config

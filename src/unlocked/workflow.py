@@ -21,11 +21,15 @@ from typing import Any
 
 from unlocked import budget, config, fingerprint, published, resources
 from unlocked.errors import DataError, SettingError, choose, storage_error
-from unlocked.items.build import caption_of, title_of
+from unlocked.items.build import title_of
+from unlocked.papers import PAPERS
 from unlocked.plan import CLAIMS, Batch, Item, Plan
 from unlocked.record import folder_of
 from unlocked.resources import Resources
 
+CATEGORIES = {key: paper.title for key, paper in PAPERS.items()} | {
+    CLAIMS: "Claims of both papers"
+}  # of Snakemake's report
 CONFIG_SCHEMA = config.ROOT / "workflow" / "schemas" / "config.schema.json"
 STARTED = time.time()
 FULL_BYTES = 2**20  # free space below which a disk counts as full
@@ -104,15 +108,15 @@ def enter_environment(snakemake_python: str) -> None:
     os.environ["PATH"] = os.pathsep.join([str(Path(snakemake_python).parent), os.environ.get("PATH", "")])
 
 
-def stem(setup: Setup, item: Item) -> Path:
-    """Path of an item's files without suffix."""
-    return setup.figures / setup.scale / item.paper / item.id
+def files_of(setup: Setup, item: Item) -> dict[str, str]:
+    """The files of an item by suffix."""
+    return {suffix: f"{item.stem(setup.figures, setup.scale)}.{suffix}" for suffix in item.suffixes}
 
 
 def files_of_items(setup: Setup, paper: str | None = None) -> list[str]:
     """All files of all items, of one paper, of the claims, or of all three."""
     items = [item for item in setup.plan.items.values() if paper in (None, item.paper)]
-    return [f"{stem(setup, item)}.{suffix}" for item in items for suffix in item.suffixes]
+    return [file for item in items for file in files_of(setup, item).values()]
 
 
 def index_of(setup: Setup, batch: Batch) -> Path:
@@ -197,7 +201,7 @@ def item_code(item: Item) -> str:
 
 def outputs(setup: Setup, item: Item, report: Callable[..., Any]) -> dict[str, Any]:
     """An item's files by suffix; the one that the report shows is wrapped in Snakemake's `report`."""
-    files = {suffix: f"{stem(setup, item)}.{suffix}" for suffix in item.suffixes}
+    files = files_of(setup, item)
     shown = "png" if item.config.kind == "figure" else "csv"
     files[shown] = report(
         files[shown],
@@ -209,23 +213,8 @@ def outputs(setup: Setup, item: Item, report: Callable[..., Any]) -> dict[str, A
     return files
 
 
-def caption(setup: Setup, item: Item) -> str:
-    """The caption for the report."""
-    return caption_of(item, setup.plan)
-
-
-PAPER_TITLES: dict[str, str] = {
-    "acid": "A²CiD²: accelerating asynchronous communication",
-    "forward_gradient": "Can forward gradient match backpropagation?",
-}
-CATEGORIES = PAPER_TITLES | {CLAIMS: "Claims of both papers"}  # of Snakemake's report
-
-
 def as_options(settings: Mapping[str, Any]) -> str:
     """Snakemake's `config` as its own command-line option, for a nested call."""
     if not settings:
         return ""
     return shlex.join(["--config", *(f"{key}={json.dumps(value)}" for key, value in settings.items())])
-
-
-assert set(PAPER_TITLES) == set(config.PAPERS)

@@ -21,7 +21,7 @@ for item in plan.items.values():
             item=item.name,
             options=setup.item_options,
             code=road.item_code(item),
-            title=road.title_of(item),
-            caption=road.caption(setup, item),
+            title=build.title_of(item),
+            caption=build.caption_of(item, plan),
         shell:
             "python -m unlocked item {params.item} {params.options} " "> {log:q} 2>&1"

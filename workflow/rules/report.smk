@@ -35,7 +35,7 @@ rule wandb_report:
         rules.all.input,
         code=REPORT_FILES,
     output:
-        expand(str(setup.results / setup.scale / "wandb_report_{paper}.json"), paper=road.PAPER_TITLES),
+        expand(str(setup.results / setup.scale / "wandb_report_{paper}.json"), paper=road.PAPERS),
     log:
         str(setup.results / setup.scale / "logs" / "wandb_report.log"),
     localrule: True

@@ -45,6 +45,7 @@ use rule train as train_processes with:
     # that may stand on several nodes, each with cores and a GPU of its own.
     wildcard_constraints:
         batch=road.batches_of_processes(setup),
+    # Parameters that are not named here are as above; resources are not.
     resources:
         mem_mb=lambda w, attempt: road.resources_of(setup, plan.batches[w.batch], attempt).mem_mb,
         runtime=lambda w, attempt: road.resources_of(setup, plan.batches[w.batch], attempt).runtime,
@@ -55,11 +56,6 @@ use rule train as train_processes with:
         mpi="",
     params:
         launcher=lambda w, resources: f"{resources.mpi} --ntasks={resources.tasks}" if resources.mpi else "",
-        own_threads=dict(setup.runtime).get("threads", 1),
-        options=setup.options,
-        runs=lambda w: plan.batches[w.batch].runs,
-        wanted=lambda w: plan.items_of(plan.batches[w.batch]),
-        code=lambda w: plan.batches[w.batch].code,
 
 
 ruleorder: train_processes > train

@@ -31,6 +31,7 @@ from unlocked.vision import auxiliary
 from unlocked.vision.data import Dataset
 
 Metrics = dict[str, Any]
+Loss = Callable[[Tensor], Tensor]
 Cases = Iterator[Metrics]  # a study: one step, and its metrics, at a time
 SPACES = {"weight": ("weight", True), "weight_per_sample": ("weight", False), "activity": ("activity", False)}
 REPEATS = 3  # timings, of which the fastest counts
@@ -215,31 +216,32 @@ def _forward(net: Net, start: int, inputs: Tensor, labels: Tensor, generator: to
     return compute
 
 
-def _one_jvp(net: Net, start: int, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Callable[[], object]:
-    def compute() -> Tensor:
-        with torch.no_grad(), passes.frozen_statistics(net.blocks, net.auxiliaries):
-            features = net.blocks[start](inputs)
-            shape, kind = features.shape, {"dtype": features.dtype, "device": features.device}
-            tangent = torch.randn(shape, generator=generator, **kind)
-            return jvp(lambda moved: _tail(net, start + 1, moved, labels), (features,), (tangent,))[1]
-
-    return compute
+def _one_tangent(loss: Loss, features: Tensor, tangent: Tensor) -> Tensor:
+    return jvp(loss, (features,), (tangent,))[1]
 
 
-def _tangents(net: Net, start: int, inputs: Tensor, labels: Tensor, generator: torch.Generator) -> Callable[[], object]:
+def _tangents(loss: Loss, features: Tensor, tangent: Tensor) -> Tensor:
     """One tangent for each of the first samples, along which that sample alone moves."""
 
+    def slope(row: Tensor) -> Tensor:
+        return jvp(lambda amount: loss(features + scale(amount, tangent)), (torch.zeros_like(row),), (row,))[1]
+
+    one_hot = torch.eye(len(features), dtype=features.dtype, device=features.device)
+    return vmap(slope)(one_hot[: forward_mode.CHUNK])
+
+
+def _forward_mode(
+    slopes: Callable[[Loss, Tensor, Tensor], Tensor],
+    net: Net, start: int, inputs: Tensor, labels: Tensor, generator: torch.Generator,
+) -> Callable[[], object]:  # fmt: skip
+    """`slopes` of the rest of the net along a random tangent of a block's output."""
+
     def compute() -> Tensor:
         with torch.no_grad(), passes.frozen_statistics(net.blocks, net.auxiliaries):
             features = net.blocks[start](inputs)
-            shape, kind = features.shape, {"dtype": features.dtype, "device": features.device}
-            tangent = torch.randn(shape, generator=generator, **kind)
-
-            def slope(row: Tensor) -> Tensor:
-                moved = lambda amount: _tail(net, start + 1, features + scale(amount, tangent), labels)  # noqa: E731
-                return jvp(moved, (torch.zeros_like(row),), (row,))[1]
-
-            return vmap(slope)(torch.eye(len(labels), **kind)[: forward_mode.CHUNK])
+            kind = {"dtype": features.dtype, "device": features.device}
+            tangent = torch.randn(features.shape, generator=generator, **kind)
+            return slopes(lambda moved: _tail(net, start + 1, moved, labels), features, tangent)
 
     return compute
 
@@ -256,7 +258,12 @@ def _backpropagation(
     return compute
 
 
-COSTS = {"forward": _forward, "jvp": _one_jvp, "tangents": _tangents, "backpropagation": _backpropagation}
+COSTS: dict[str, Callable[..., Callable[[], object]]] = {
+    "forward": _forward,
+    "jvp": partial(_forward_mode, _one_tangent),
+    "tangents": partial(_forward_mode, _tangents),
+    "backpropagation": _backpropagation,
+}
 
 
 def fastest(compute: Callable[[], object], device: str) -> float:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 import threading
 import time
 import traceback
@@ -26,15 +25,11 @@ from unlocked.gossip.processes.messages import GONE, Begin, Channel, State, Tall
 from unlocked.gossip.processes.vectors import Vectors
 from unlocked.gossip.virtual import Sgd, constants_of
 from unlocked.gossip.workers import Networks, Streams
+from unlocked.tracking import say
 
 GOSSIP = (messages.Match, messages.Alone)  # what the listener does for the gossip
 WARM_UP = 6  # gradients before the start
 SECONDS_BETWEEN_REPORTS = 0.01  # fast gradients share a report; slow ones have one each
-
-
-def say(worker: int, text: str) -> None:
-    """One line to a person."""
-    print(f"unlocked: worker {worker}: {text}", file=sys.stderr, flush=True)
 
 
 def device_of(device: str, worker: int) -> str:
@@ -195,7 +190,7 @@ class Runner:
         traceback.print_exception(error)
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
-        say(self.worker, reason)
+        say(f"worker {self.worker}: {reason}")
         with contextlib.suppress(GONE):
             self.channel.send(messages.Failed(reason))
         os._exit(1)
@@ -214,14 +209,14 @@ class Runner:
                 if type(message) in GOSSIP:
                     self.tally.overhead_cpu_seconds += time.thread_time() - idle_from
         except GONE:
-            say(self.worker, "the coordinating process is gone: this worker ends")
+            say(f"worker {self.worker}: the coordinating process is gone: this worker ends")
             os._exit(1)
         except Exception as error:
             self._give_up(error)
 
     def _dismissed(self, message: messages.Dismissed) -> None:
         if message.reason:
-            say(self.worker, f"the others go on without this worker: {message.reason}")
+            say(f"worker {self.worker}: the others go on without this worker: {message.reason}")
         with self.changed:
             self.over = True
             self.changed.notify_all()
