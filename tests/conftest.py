@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is imported; tests run side by side, on small nets
+
 import pytest
 from hypothesis import settings
 from omegaconf import DictConfig
