@@ -103,10 +103,11 @@ def test_batches_cover_all_runs_once(most: int) -> None:
 
 
 def test_an_item_trains_what_it_needs_and_no_more(quick: Plan) -> None:
-    """The jobs of an item hold its runs, all of them and only them."""
+    """The jobs of an item hold its runs, all of them and only them; those of the claims may hold more."""
     for item in quick.items.values():
         trained = {name for key in quick.batches_of(item) for name in quick.batches[key].runs}
-        assert trained == set(item.runs), item.name
+        assert trained >= set(item.runs), item.name
+        assert trained == set(item.runs) or item.paper == plan.CLAIMS, item.name
 
 
 def test_the_plan_is_a_function_of_its_input(quick: Plan) -> None:

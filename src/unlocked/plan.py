@@ -250,15 +250,16 @@ class Plan:
     @cached_property
     def batches(self) -> dict[str, Batch]:
         """Jobs of about equal cost. No job mixes engines, or runs that are wanted by different sets of items:
-        building one item trains what it needs and no more.
+        building one item of a paper trains what it needs and no more. The claims, which read a little of everything,
+        do not cut jobs into smaller ones.
         """
         wanted_by: dict[str, list[str]] = {}
-        for item in self.items.values():
+        for item in (item for item in self.items.values() if item.paper != CLAIMS):
             for name in item.runs:
                 wanted_by.setdefault(name, []).append(item.name)
         groups: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
         for name, run in self.runs.items():
-            groups.setdefault((run.paper, engine(run), tuple(wanted_by[name])), []).append(name)
+            groups.setdefault((run.paper, engine(run), tuple(wanted_by.get(name, ()))), []).append(name)
         result: dict[str, Batch] = {}
         for (paper, module, _), names in groups.items():
             for members in deal(names, self.scale.runs_per_job, [estimate(self.runs[n]).seconds for n in names]):

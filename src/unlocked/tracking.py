@@ -256,7 +256,9 @@ def known_settings() -> dict[str, Any]:
     """Settings of W&B's own, those that the installed version knows."""
     import wandb
 
-    wanted = {"x_disable_stats": True, "console": "off", "silent": True, "finish_timeout": SECONDS_TO_UPLOAD}
+    # the list of installed packages would take .2 s per run: versions are in the record and in the config
+    wanted = {"x_disable_stats": True, "x_save_requirements": False}
+    wanted |= {"console": "off", "silent": True, "finish_timeout": SECONDS_TO_UPLOAD}
     return {key: value for key, value in wanted.items() if key in wandb.Settings.model_fields}
 
 
