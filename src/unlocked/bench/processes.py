@@ -26,7 +26,7 @@ from unlocked.gossip.processes.training import Training
 WORKERS = 2
 LENGTH = {"mlp": 8, "conv": 2}  # times `Options.gradients` a run takes, for about a second each
 NEVER = 1e-9  # communications per gradient: none at all
-DENSE = 64.0  # communications per gradient: nothing but gossip
+DENSE = 64.0  # communications per gradient: much gossip, few gradients beside
 
 
 def measure(options: Options) -> dict[str, float]:
@@ -50,7 +50,7 @@ MEANINGS = {
     "gossip_on_off_mlp_2": "gradients per second with gossip / without, 2 workers, multilayer perceptron",
     "gossip_on_off_conv_2": "the same, small convolutional net",
     "async_vs_ddp_straggler": "time of DistributedDataParallel / of A²CiD², one worker of 2 slowed twofold",
-    "averaging_vs_raw": "pair averagings per second / exchanges of as many bytes by gloo alone",
+    "averaging_vs_raw": "pair averagings per second, with gradients beside / exchanges of as many bytes by gloo alone",
     "idle_cpu": "CPU seconds of a worker's gossip threads beyond transfers and updates / second (perceptron)",
     "milliseconds_per_gradient_mlp": "without gossip",
     "milliseconds_per_gradient_conv": "without gossip",
@@ -119,7 +119,10 @@ def speeds(outcomes: list[Outcome]) -> list[float]:
 
 
 def averagings(options: Options) -> dict[str, float]:
-    """Pair averagings of two workers that owe more than they can do, against exchanges of as many bytes alone."""
+    """Pair averagings of two workers that owe more than they can do, against exchanges of as many bytes alone.
+
+    Now and then a gradient is taken: a worker that is told to wait for its partner does not wait.
+    """
     gradients = max(WORKERS * 4, options.gradients // 8)
     run = run_of("conv", options, rate=DENSE, **{"optim.epochs": gradients * BATCH / IMAGES})
     size = len(Training(run, noise_data()).start)
