@@ -42,6 +42,7 @@ rule all:
     default_target: True
     input:
         road.files_of_items(setup),
+        road.table_of_runs(setup),
 
 
 rule acid:

@@ -80,11 +80,11 @@ def planned_runs(arguments: argparse.Namespace) -> tuple[list[Any], dict[str, li
         plan = read_plan(arguments)
         batch = plan.batches[choose("batch", arguments.batch, plan.batches)]
         names, items = batch.runs, plan.items_of(batch)
-    elif arguments.runs and arguments.items:
-        plan = read_plan(arguments, arguments.items[:1])
-        names, items = [choose("run", name, plan.runs) for name in arguments.runs], arguments.items
+    elif arguments.runs:
+        plan = read_plan(arguments, arguments.items[:1] if arguments.items else None)
+        names, items = [choose("run", name, plan.runs) for name in arguments.runs], arguments.items or []
     else:
-        raise SettingError("train", "", "needs config files, or --batch, or --runs and --items")
+        raise SettingError("train", "", "needs config files, or --batch, or --runs")
     return [plan.runs[name] for name in names], dict.fromkeys(names, items)
 
 
@@ -165,6 +165,17 @@ def command_costs(arguments: argparse.Namespace) -> None:
     print(found.to_json(orient="index", indent=1) if arguments.json else costs.as_markdown(found))
 
 
+def command_runs(arguments: argparse.Namespace) -> None:
+    """Write the table of a scale's finished runs, or compare those that are here with such a table."""
+    from unlocked import ledger
+
+    plan = read_plan(arguments)
+    if arguments.against:
+        print(ledger.compare(ledger.table(plan, arguments.results), arguments.against))
+        return
+    print(ledger.write(plan, arguments.results, arguments.out or arguments.figures / plan.scale.name / "runs.csv"))
+
+
 def command_doctor(arguments: argparse.Namespace) -> None:
     """Print what this machine can run, what is missing, and what each scale would cost here."""
     from unlocked import doctor
@@ -208,6 +219,11 @@ def parser() -> argparse.ArgumentParser:
     item = commands.add_parser("item", parents=[planned, stored], help="draw figures, write tables")
     item.add_argument("names", nargs="+", metavar="NAME", help="e.g. acid_figure_5")
     item.set_defaults(action=command_item)
+
+    runs = commands.add_parser("runs", parents=[planned, stored], help="list the finished runs, or compare them")
+    runs.add_argument("--out", type=Path, help="write the table here (default: runs.csv beside the scale's figures)")
+    runs.add_argument("--against", type=Path, metavar="FILE", help="compare the numbers with those of such a table")
+    runs.set_defaults(action=command_runs)
 
     claims = commands.add_parser("claims", parents=[planned, stored], help="judge the papers' claims by the records")
     claims.add_argument("--json", action="store_true")

@@ -113,6 +113,11 @@ def files_of(setup: Setup, item: Item) -> dict[str, str]:
     return {suffix: f"{item.stem(setup.figures, setup.scale)}.{suffix}" for suffix in item.suffixes}
 
 
+def table_of_runs(setup: Setup) -> str:
+    """The file that lists every run of the scale."""
+    return str(setup.figures / setup.scale / "runs.csv")
+
+
 def files_of_items(setup: Setup, paper: str | None = None) -> list[str]:
     """All files of all items, of one paper, of the claims, or of all three."""
     items = [item for item in setup.plan.items.values() if paper in (None, item.paper)]

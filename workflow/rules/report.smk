@@ -1,4 +1,4 @@
-"""Reports of everything that `all` builds: our HTML page, W&B reports, and Snakemake's own report."""
+"""The table of all runs, and reports of everything that `all` builds: our HTML page, W&B's, and Snakemake's own."""
 
 REPORT_FILES = [
     str(road.config.ROOT / path)
@@ -9,6 +9,24 @@ REPORT_FILES = [
         "workflow/report/page.css",
     )
 ]
+
+
+rule runs:
+    """List every run with its main numbers, its cost, what it was made of, and a digest of its history."""
+    input:
+        road.files_of_items(setup),
+        code=road.config.ROOT / "src/unlocked/ledger.py",
+    output:
+        road.table_of_runs(setup),
+    log:
+        str(setup.results / setup.scale / "logs" / "runs.log"),
+    localrule: True
+    conda:
+        "../../environment.yml"
+    params:
+        options=setup.item_options,
+    shell:
+        "python -m unlocked runs {params.options} --out {output:q} > {log:q} 2>&1"
 
 
 rule report:
