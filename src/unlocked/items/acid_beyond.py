@@ -95,7 +95,7 @@ def quadratic(context: Context) -> Table:
 
 def equivalent_rate(context: Context) -> Figure:
     """The baseline's rate that gives the consensus distance of A²CiD² at rate 1, against n."""
-    figure, axes = style.new(1, 2, height=2.4)
+    figure, axes = style.new(1, 2, height=2.6)
     workers, numbers = context.settings["workers"], []
     for n, color in zip(workers, style.shades(style.BLUE, len(workers)), strict=True):
         rates = sorted({float(r.config.rate) for r in context.select(method="baseline", workers=n)})
@@ -116,7 +116,9 @@ def equivalent_rate(context: Context) -> Figure:
     axes[1].set_xticklabels(workers)
     axes[1].minorticks_off()
     axes[0].set(xlabel="communications per gradient", ylabel="consensus distance")
-    axes[0].legend(fontsize=6)
+    axes[0].set_xticks(rates, [f"{rate:g}" for rate in rates])
+    axes[0].minorticks_off()
+    style.legend_below(figure, *axes[0].get_legend_handles_labels(), columns=len(workers))
     style.panel(axes, ["baseline (dotted: A²CiD² at rate 1)", "equivalent rate (dashed: doubling)"])
     return Figure(figure, table)
 

@@ -413,7 +413,9 @@ def estimator_error(context: Context) -> Figure:
     axes[0].set(xlabel="random guesses averaged", ylabel="cosine to the gradient", xscale="log", yscale="log")
     axes[1].set(xlabel="dimension of the guess", ylabel="|cosine|, one random guess", xscale="log", yscale="log")
     axes[2].set(xlabel="block", ylabel="relative error", yscale="log")
-    counts = sorted({1, *(2**k for k in range(0, 20, 2) if 2**k <= max(r.config.tangents for r in main))})
+    most = max(r.config.tangents for r in main)
+    every = 1 if most <= 16 else 2  # powers of two that get a label
+    counts = [2**k for k in range(0, 20, every) if 2**k <= most]
     axes[0].set_xticks(counts, [str(n) for n in counts])
     axes[0].xaxis.set_minor_locator(NullLocator())
     axes[0].yaxis.set_minor_formatter(NullFormatter())
