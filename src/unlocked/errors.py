@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import os
 from collections.abc import Iterable
@@ -55,8 +56,10 @@ def storage_error(error: BaseException, folder: Path) -> StorageError | None:
 
 
 def choose(setting: str, value: object, known: Iterable[str]) -> str:
-    """Return `value` if it is one of `known`, else raise a `SettingError` that lists them."""
+    """Return `value` if it is one of `known`, else raise a `SettingError` that lists them, of very many the nearest."""
     known = list(known)
     if value not in known:
-        raise SettingError(setting, value, f"must be one of {', '.join(known)}")
+        few = known if len(known) <= 60 else difflib.get_close_matches(str(value), known, n=5, cutoff=0.0)
+        rest = f" and {len(known) - len(few)} more" if len(few) < len(known) else ""
+        raise SettingError(setting, value, f"must be one of {', '.join(few)}{rest}")
     return str(value)
