@@ -2,7 +2,7 @@
 
 Targets: `all` (default), one per paper (`acid`), `claims`, one per table and figure (`acid_figure_5`), `report`,
 `wandb_report`, `snakemake_report`.
-Settings: `--config scale=reduced device=cuda wandb=online set="seeds=[0] acid.workers=[4,16]"`.
+Settings: `--config scale=reduced device=cuda wandb=online set="seeds=[0] acid.workers=[4,16]"`; docs/settings.md.
 """
 
 import sys
@@ -11,8 +11,7 @@ from pathlib import Path
 from snakemake.utils import min_version
 
 sys.path.insert(0, str(Path(workflow.basedir) / "src"))
-from unlocked import workflow as road
-from unlocked.items import build
+from unlocked.artifact import workflow as flow
 
 min_version("9.0")
 
@@ -20,44 +19,34 @@ min_version("9.0")
 report: "workflow/report/workflow.rst"
 
 
-road.enter_environment(sys.executable)
-setup = road.Setup.read_or_exit(config)
+flow.enter_environment(sys.executable)
+setup = flow.Setup.read_or_exit(config)
 plan = setup.plan
+table_of_runs = str(setup.figures / plan.scale.name / "runs.csv")
 
 
 wildcard_constraints:
-    scale="[a-z]+",
-    paper="acid|forward_gradient",
+    scale="[a-z0-9_]+",
+    paper="|".join(flow.PAPERS),
     batch="[0-9a-f]{8}",
-
-
-localrules:
-    all,
-    acid,
-    claims,
-    forward_gradient,
 
 
 rule all:
     default_target: True
     input:
-        road.files_of_items(setup),
-        road.table_of_runs(setup),
+        flow.files_of_items(setup),
+        table_of_runs,
+    localrule: True
 
 
-rule acid:
-    input:
-        road.files_of_items(setup, "acid"),
+for group in (*flow.PAPERS, flow.CLAIMS):
 
-
-rule forward_gradient:
-    input:
-        road.files_of_items(setup, "forward_gradient"),
-
-
-rule claims:
-    input:
-        road.files_of_items(setup, "claims"),
+    rule:
+        name:
+            group
+        input:
+            flow.files_of_items(setup, group),
+        localrule: True
 
 
 include: "workflow/rules/data.smk"

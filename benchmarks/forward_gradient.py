@@ -12,49 +12,49 @@ import multiprocessing
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import pages
-import pandas as pd
 import torch
 from torch.profiler import ProfilerActivity, profile
 
-from unlocked import bench
 from unlocked.bench import forward_gradient as measured
+from unlocked.bench.forward_gradient import PEER, SPACES
 from unlocked.forward_gradient.memory import peak_bytes
+from unlocked.forward_gradient.method import Method
 
-PEER = "backpropagation"
 # Units of one forward pass, backpropagation being 3: see the text
 FLOORS = {"activity": 1.35, "averaged": 1.7, "per_sample": 2.0}
-GUESSES = ("local", "ntk", "random")
 # In forward mode a tensor takes a Jacobian-vector product, and exact per-sample coefficients one per sample
-FORWARD_MODE: dict[str, dict[str, Any]] = {
-    "activity, batch level": {"space": "activity", "averaged": True},
-    "activity, per sample": {"space": "activity", "averaged": False},
-    "averaged": {"space": "weight", "averaged": True},
+FORWARD_MODE = {
+    "activity, batch level": ("activity", True),
+    "activity, per sample": ("activity", False),
+    "averaged": ("weight", True),
 }
-Rows = list[dict[str, Any]]
 
 
-def contestants(width: float) -> dict[str, dict[str, Any] | None]:
-    """Settings of every step by name; None: backpropagation. Forward mode where it does not take hours."""
-    found: dict[str, dict[str, Any] | None] = {PEER: None}
-    for name, where in measured.SPACES.items():
-        found |= {f"{name}, {guess}, projection": {**where, "guess": guess} for guess in GUESSES}
-    if width < 1:
-        for name, where in FORWARD_MODE.items():
-            found[f"{name}, local, forward_mode"] = {**where, "guess": "local", "mode": "forward_mode"}
-    return found
+def contestants(width: float) -> dict[str, Method | None]:
+    """The method of every step by name; None: backpropagation. Forward mode where it does not take hours."""
+    methods: dict[str, Method | None] = {PEER: None}
+    for name, method in SPACES.items():
+        methods |= {
+            f"{name}, {guess}, projection": replace(method, guess=guess) for guess in ("local", "ntk", "random")
+        }
+    for name, (space, averaged) in FORWARD_MODE.items() if width < 1 else ():
+        methods[f"{name}, local, forward_mode"] = Method(
+            "global", "local", space, averaged=averaged, mode="forward_mode"
+        )
+    return methods
 
 
 def computation(width: float, name: str) -> Callable[[], object]:
     """One step of a contestant on a fresh net."""
     torch.set_num_threads(1)
-    settings, batch = contestants(width)[name], measured.fresh(width)
-    return partial(measured.backpropagation, *batch) if settings is None else partial(measured.step, *batch, **settings)
+    method, batch = contestants(width)[name], measured.fresh(width)
+    return partial(measured.backpropagation, *batch) if method is None else partial(measured.step, *batch, method)
 
 
 def resident(width: float, name: str) -> float:
@@ -67,62 +67,62 @@ def resident(width: float, name: str) -> float:
     return 1024.0 * int(line.split()[1])
 
 
-def alone(width: float, name: str) -> float:
-    """`resident` in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as own:
-        return own.submit(resident, width, name).result()
-
-
 def timed(width: float, turns: int) -> dict[str, list[tuple[float, float]]]:
     """CPU and wall seconds of every contestant in every turn; the slow forward mode takes one turn."""
     steps = {name: computation(width, name) for name in contestants(width)}
     times: dict[str, list[tuple[float, float]]] = {name: [] for name in steps}
     for turn in range(turns + 1):
         for name, compute in steps.items():
-            if turn > 1 and name.endswith("forward_mode"):
-                continue
-            start = time.process_time(), time.perf_counter()
-            compute()
-            times[name].append((time.process_time() - start[0], time.perf_counter() - start[1]))
+            if turn <= 1 or not name.endswith("forward_mode"):
+                start = time.process_time(), time.perf_counter()
+                compute()
+                times[name].append((time.process_time() - start[0], time.perf_counter() - start[1]))
     return {name: values[1:] for name, values in times.items()}
 
 
-def table(width: float, turns: int) -> Rows:
-    """One row per contestant, everything but the first row a ratio to it."""
-    times = timed(width, turns)
-    rows, peer = [], {}
-    for name in contestants(width):
-        absolute = {"peak tensors": float(peak_bytes(computation(width, name))), "peak resident": alone(width, name)}
-        if name == PEER:
-            peer = absolute
-        pairs = list(zip(times[name], times[PEER], strict=False))
-        rows.append(
-            {
-                "width": width,
-                "step": name,
-                "CPU": median(one[0] / other[0] for one, other in pairs),
-                "wall": median(one[1] / other[1] for one, other in pairs),
-                **{key: value / peer[key] for key, value in absolute.items()},
-                "floor (CPU)": FLOORS.get(name.split(",")[0]) if name.endswith("local, projection") else None,
-                "CPU seconds": median(one[0] for one in times[name]),
-                "MB of tensors": absolute["peak tensors"] / 2**20,
-            }
-        )
-    return rows
+def table(width: float, turns: int) -> pages.Rows:
+    """One row per contestant, everything but the last two columns a ratio to the first row."""
+    times, peaks = timed(width, turns), {}
+    for name in times:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as own:
+            peaks[name] = peak_bytes(computation(width, name)), own.submit(resident, width, name).result()
+    return [
+        {
+            "width": width,
+            "step": name,
+            "CPU": median(one[0] / other[0] for one, other in zip(own, times[PEER], strict=False)),
+            "wall": median(one[1] / other[1] for one, other in zip(own, times[PEER], strict=False)),
+            "peak tensors": peaks[name][0] / peaks[PEER][0],
+            "peak resident": peaks[name][1] / peaks[PEER][1],
+            "floor (CPU)": FLOORS.get(name.split(",")[0]) if name.endswith("local, projection") else None,
+            "CPU seconds": median(one[0] for one in own),
+            "MB of tensors": peaks[name][0] / 2**20,
+        }
+        for name, own in times.items()
+    ]
 
 
-def profiled(width: float, name: str) -> Rows:
+def profiled(width: float, name: str) -> pages.Rows:
     """The operations that take most of a step's time."""
     compute = computation(width, name)
     compute()
-    with profile(activities=[ProfilerActivity.CPU]) as found:
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
         compute()
-    events = sorted(found.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    events = sorted(profiler.key_averages(), key=lambda event: -event.self_cpu_time_total)
     whole = sum(event.self_cpu_time_total for event in events)
     return [
         {"step": name, "operation": event.key, "calls": event.count, "share": event.self_cpu_time_total / whole}
         for event in events[:8]
     ]
+
+
+def measure(options: argparse.Namespace) -> dict[str, pages.Rows]:
+    """All tables."""
+    steps = (PEER, *(f"{space}, local, projection" for space in SPACES))
+    return {
+        "table": [row for width in options.widths for row in table(width, options.turns)],
+        "profile": [row for name in steps for row in profiled(options.widths[-1], name)],
+    }
 
 
 TEXT = """# A gradient estimate, measured
@@ -148,34 +148,5 @@ Share of a step's CPU time at width 1.
 {profile}
 """
 
-
-def markdown(found: dict[str, Any]) -> str:
-    """All tables for a person."""
-    tables = {
-        key: pd.DataFrame(found[key]).round(2).fillna("").to_markdown(index=False) for key in ("table", "profile")
-    }
-    return TEXT.format(environment=pages.sentence(found["environment"]), **tables)
-
-
-def main() -> None:
-    """Measure, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=bench.Options().turns)
-    parser.add_argument("--widths", type=float, nargs="*", default=[0.125, 1.0])
-    parser.add_argument("--results", type=Path, default=pages.RESULTS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    found = {
-        "environment": pages.environment(),
-        "table": [row for width in arguments.widths for row in table(width, arguments.turns)],
-        "profile": [
-            row
-            for name in (PEER, *(f"{space}, local, projection" for space in measured.SPACES))
-            for row in profiled(arguments.widths[-1], name)
-        ],
-    }
-    pages.write(arguments.results, "forward_gradient", found, markdown(found))
-
-
 if __name__ == "__main__":
-    main()
+    pages.write("forward_gradient", TEXT, measure, turns=7, widths=[0.125, 1.0])

@@ -7,105 +7,86 @@ real processes are from the virtual engine's pairing in averagings per gradient 
 from __future__ import annotations
 
 import argparse
+import itertools
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import pages
-import pandas as pd
-import torch
 
-from unlocked import bench, config, record, train
+from unlocked import bench
+from unlocked.artifact import record, train
+from unlocked.artifact.config import Bases, load_scale
 from unlocked.bench import processes as bench_processes
-from unlocked.items.acid_beyond import averagings_between_gradients, pooled, total_variation
-from unlocked.measures import settled
+from unlocked.items.measures import settled
+from unlocked.papers import PAPERS
+from unlocked.papers.acid.tables import distributions
 
 WORKERS, GRADIENTS, STRETCH = 4, 896, 12.0
-CASES = [(method, graph, rate) for method in ("baseline", "acid") for graph in ("ring", "complete")
-         for rate in (0.5, 1.0, 2.0)]  # fmt: skip
+METHODS, GRAPHS, RATES = ("baseline", "acid"), ("ring", "complete"), (0.5, 1.0, 2.0)
 ENGINES: dict[str, dict[str, Any]] = {
     "virtual": {"pairing": "availability", "gradient_read": "start", "clock.law": "gamma"},
     "processes": {"engine": "processes", "clock.slow_workers": WORKERS, "clock.slow_factor": STRETCH},
 }
 
 
-def records_of(engine: str, method: str, graph: str, rate: float, seeds: int, results: Path) -> list[record.Record]:
-    """Trainings on the digits with an engine, one per seed."""
-    base = config.defaults("acid", config.load_scale("quick"))
-    settings = ENGINES[engine] | {"method": method, "graph": graph, "rate": rate, "workers": WORKERS}
-    settings |= {"optim.epochs": (GRADIENTS + 0.5) / (1437 // 8), "evaluation.points": 10, "runtime.wandb": "disabled"}
-    runs = [config.resolve(base, settings | {"seed": seed}) for seed in range(seeds)]
+def agreement(graph: str, rate: float, seeds: int, results: Path) -> pages.Rows:
+    """Both engines, with and without momentum, on the same settings: trainings on the digits."""
+    shared = {"graph": graph, "rate": rate, "workers": WORKERS, "evaluation.points": 10}
+    shared["optim.epochs"] = (GRADIENTS + 0.5) / (1437 // 8)
+    bases = Bases(PAPERS["acid"], load_scale("quick"), {"wandb": "disabled"})
+    cases = itertools.product(METHODS, ENGINES.values(), range(seeds))
+    runs = [bases.run({**shared, **engine, "method": method, "seed": seed}) for method, engine, seed in cases]
     train.train(runs, results)
-    return [record.load(record.folder_of(results, run)) for run in runs]
+    frames = record.frames(record.load(record.folder_of(results, run)) for run in runs)
+    talks = 2 * frames.runs["counts.communications"] / frames.runs["counts.gradients"]
+    means = frames.runs.assign(talks=talks, distance=settled(frames, "consensus_distance"))
+    means = means.groupby(["method", "engine"])[["talks", "distance"]].mean()
+    ratio = means.distance.xs("processes", level="engine") / means.distance.xs("virtual", level="engine")
+    variation = distributions(frames.runs)["variation"]
+    return [
+        {
+            "method": method,
+            "graph": graph,
+            "rate": rate,
+            "communications per gradient, virtual": means.talks[method, "virtual"],
+            "processes": means.talks[method, "processes"],
+            "total variation": variation[method, "processes"],
+            "consensus distance, processes / virtual": ratio[method],
+        }
+        for method in METHODS
+    ]
 
 
-def agreement(seeds: int, results: Path) -> list[dict[str, Any]]:
-    """Both engines on the same settings."""
-    rows = []
-    for case in CASES:
-        found = {engine: records_of(engine, *case, seeds, results) for engine in ENGINES}
-        shares = {engine: pooled([averagings_between_gradients(r) for r in rs]) for engine, rs in found.items()}
-        distance = {engine: sum(map(settled, rs)) / seeds for engine, rs in found.items()}
-        counts = {engine: [r.summary["counts"] for r in rs] for engine, rs in found.items()}
-        rates = {e: sum(2 * c["communications"] / c["gradients"] for c in cs) / seeds for e, cs in counts.items()}
-        rows.append(
-            {
-                **dict(zip(("method", "graph", "rate"), case, strict=True)),
-                "communications per gradient, virtual": round(rates["virtual"], 3),
-                "processes": round(rates["processes"], 3),
-                "total variation": round(total_variation(*shares.values()), 3),
-                "consensus distance, processes / virtual": round(distance["processes"] / distance["virtual"], 3),
-            }
-        )
-    return rows
+def measure(options: argparse.Namespace) -> dict[str, pages.Rows]:
+    """All tables."""
+    numbers = bench_processes.measure(bench.Options(turns=options.turns))
+    with tempfile.TemporaryDirectory() as folder:
+        cases = [agreement(*case, options.seeds, Path(folder)) for case in itertools.product(GRAPHS, RATES)]
+    return {
+        "ratios": pages.ratios(numbers, bench_processes.MEANINGS),
+        "agreement": [row for rows in cases for row in rows],
+    }
 
 
-TEXT = """# The engine of processes, measured
+TEXT = f"""# The engine of processes, measured
 
-Written by `python benchmarks/processes.py`. {environment}. Wall-clock times.
+Written by `python benchmarks/processes.py`. {{environment}}. Wall-clock times.
 
 ## Ratios
 
-{ratios}
+{{ratios}}
 
 ## Against the virtual engine
 
-{workers} workers, the digits, {gradients} gradients in all, {seeds} seeds; every real gradient is stretched by a factor
-of {stretch:g} (sleeping), so that the workers do not compete for the cores. Virtual time: gradient durations of a gamma
-law, coefficient of variation 0.3, pairing by availability. Total variation between the distributions of the number of
-averagings from one gradient of a worker to its next: 0 if they are the same. Consensus distance over the second half.
+{WORKERS} workers, the digits, {GRADIENTS} gradients in all, {{seeds}} seeds; every real gradient is stretched by a
+factor of {STRETCH:g} (sleeping), so that the workers do not compete for the cores. Virtual time: gradient durations of
+a gamma law, coefficient of variation 0.3, pairing by availability. Total variation between the distributions of the
+number of averagings from one gradient of a worker to its next: 0 if they are the same. Consensus distance over the
+second half.
 
-{agreement}
+{{agreement}}
 """
 
-
-def markdown(found: dict[str, Any], seeds: int) -> str:
-    """All tables for a person."""
-    return TEXT.format(
-        environment=pages.sentence(found["environment"]),
-        ratios=pages.ratios(found["ratios"], bench_processes.MEANINGS),
-        agreement=pd.DataFrame(found["agreement"]).to_markdown(index=False),
-        workers=WORKERS,
-        gradients=GRADIENTS,
-        seeds=seeds,
-        stretch=STRETCH,
-    )
-
-
-def main() -> None:
-    """Measure, write, print."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--turns", type=int, default=7, help="of every contestant")
-    parser.add_argument("--seeds", type=int, default=3, help="of the comparison of the engines")
-    parser.add_argument("--results", type=Path, default=pages.RESULTS)
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    found: dict[str, Any] = {"environment": pages.environment()}
-    found["ratios"] = bench_processes.measure(bench.Options(turns=arguments.turns))
-    with tempfile.TemporaryDirectory() as folder:
-        found["agreement"] = agreement(arguments.seeds, Path(folder))
-    pages.write(arguments.results, "processes", found, markdown(found, arguments.seeds))
-
-
 if __name__ == "__main__":
-    main()
+    pages.write("processes", TEXT, measure, turns=7, seeds=3)

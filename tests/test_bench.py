@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,70 +12,56 @@ from unlocked import bench, cli
 from unlocked.bench import forward_gradient, gossip, processes
 from unlocked.forward_gradient import per_sample
 from unlocked.forward_gradient.memory import peak_bytes
+from unlocked.papers.acid.training import GossipTraining
 
-KEYS = {"engine_overhead", "batched_speedup_mlp_64", "batched_speedup_conv_64"}
+PROMISED = {
+    "gossip": {"engine_overhead", "batched_speedup_mlp_64", "batched_speedup_conv_64"},
+    "forward_gradient": {f"{what}_{space}" for what in ("cpu", "memory") for space in forward_gradient.SPACES}
+    | {"forward_mode_memory_block0"},
+    "processes": {
+        *(f"gossip_on_off_{network}_2" for network in ("mlp", "conv")),
+        *("async_vs_ddp_straggler", "averaging_vs_raw", "idle_cpu"),
+    },
+}
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few workers and gradients."""
-    plain = bench.Options
-    monkeypatch.setattr(gossip, "WORKERS", 4)
-    monkeypatch.setattr(bench, "Options", lambda turns, width: plain(turns=turns, gradients=16))
+    """Too little to mean anything."""
+    plain, fresh = bench.Options, forward_gradient.fresh
+    monkeypatch.setattr(bench, "Options", lambda turns, width: plain(turns=turns, gradients=64, width=width))
+    monkeypatch.setattr(forward_gradient, "fresh", lambda width: fresh(width, 4, 8))
 
 
 @pytest.mark.usefixtures("small")
-def test_json_is_flat(capsys: pytest.CaptureFixture) -> None:
-    """One object of positive numbers."""
-    assert cli.main(["bench", "gossip", "--json", "--turns", "1"]) == 0
+@pytest.mark.parametrize("name", PROMISED)
+def test_the_numbers(name: str, capsys: pytest.CaptureFixture) -> None:
+    """One JSON object of positive numbers: those that are promised, each explained in the text for people."""
+    assert cli.main(["bench", name, "--json", "--turns", "1", "--width", ".0625"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {key.replace("_64", "_4") for key in KEYS} <= set(found)
     assert all(isinstance(value, float) and value > 0 for value in found.values())
-
-
-@pytest.mark.usefixtures("small")
-def test_the_table_explains_itself(capsys: pytest.CaptureFixture) -> None:
-    """A line per number; every number that is promised has an explanation."""
-    assert cli.main(["bench", "gossip", "--turns", "1"]) == 0
-    assert "bare gradients" in capsys.readouterr().out
-    assert set(gossip.MEANINGS) >= KEYS
-
-
-def test_an_unknown_bench_is_refused(capsys: pytest.CaptureFixture) -> None:
-    """In one line that lists what there is."""
-    assert cli.main(["bench", "nothing"]) == 2
-    assert "unlocked: bench = 'nothing': must be one of gossip, " in capsys.readouterr().err
+    assert PROMISED[name] <= set(found) == set(bench.module(name).MEANINGS)
+    assert all(meaning in bench.table(name, found) for meaning in bench.module(name).MEANINGS.values())
 
 
 def test_contestants_do_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After all turns both engines have done as many gradients as the floor, and none is left."""
+    """After all turns both ways have done as many gradients as the floor, and none is left."""
+    made = []
+
+    class Training(GossipTraining):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            made.append(self)
+
     monkeypatch.setattr(gossip, "WORKERS", 4)
-    options, made = bench.Options(turns=2, gradients=8), []
-    original = gossip.virtual.Training
-
-    def training(*arguments: Any) -> Any:
-        made.append(original(*arguments))
-        return made[-1]
-
-    monkeypatch.setattr(gossip.virtual, "Training", training)
-    bench.race(gossip.contestants("mlp", options), options.turns)
-    assert [int(t.engine.steps.sum()) for t in made] == [24, 24]
+    monkeypatch.setattr(gossip, "GossipTraining", Training)
+    contestants = gossip.contestants("mlp", bench.Options(turns=2, gradients=8))
+    bench.race(contestants, turns=2)
+    assert [int(training.engine.steps.sum()) for training in made] == [24, 24]
     assert (made[0].engine.x - made[1].engine.x).abs().max() < 1e-4
-
-
-FORWARD_GRADIENT_KEYS = {f"{what}_{space}" for what in ("cpu", "memory") for space in forward_gradient.SPACES}
-FORWARD_GRADIENT_KEYS.add("forward_mode_memory_block0")
-
-
-def test_forward_gradient_keys(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The promised numbers, each explained, on a smaller net."""
-    fresh = forward_gradient.fresh
-    monkeypatch.setattr(forward_gradient, "fresh", lambda width: fresh(width, 4, 8))
-    assert cli.main(["bench", "forward_gradient", "--json", "--turns", "1", "--width", ".0625"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert set(found) >= FORWARD_GRADIENT_KEYS
-    assert set(found) == set(forward_gradient.MEANINGS)
-    assert all(isinstance(value, float) and value > 0 for value in found.values())
+    for go in contestants.values():
+        with pytest.raises(StopIteration):
+            go()
 
 
 def test_peak_memory_of_a_step_stays_near_backpropagation(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -82,28 +69,8 @@ def test_peak_memory_of_a_step_stays_near_backpropagation(monkeypatch: pytest.Mo
     monkeypatch.setattr(per_sample, "CHUNK_BYTES", {"cpu": 2**20})  # as small beside the net's as it is at width 1
     batch = forward_gradient.fresh(0.25, batch=32, size=16)
     peer = peak_bytes(lambda: forward_gradient.backpropagation(*batch))
-    for settings in forward_gradient.SPACES.values():
-        assert peak_bytes(lambda s=settings: forward_gradient.step(*batch, guess="local", **s)) < 1.5 * peer
-
-
-PROCESSES_KEYS = {
-    "gossip_on_off_mlp_2",
-    "gossip_on_off_conv_2",
-    "async_vs_ddp_straggler",
-    "averaging_vs_raw",
-    "idle_cpu",
-}
-
-
-def test_processes_keys(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The promised numbers, each explained, from runs that are too short to mean anything."""
-    plain = bench.Options
-    monkeypatch.setattr(bench, "Options", lambda turns, width: plain(turns=turns, gradients=32))
-    assert cli.main(["bench", "processes", "--json", "--turns", "1"]) == 0
-    found = json.loads(capsys.readouterr().out)
-    assert set(found) >= PROCESSES_KEYS
-    assert set(found) == set(processes.MEANINGS)
-    assert all(isinstance(value, float) and value > 0 for value in found.values())
+    for method in forward_gradient.SPACES.values():
+        assert peak_bytes(partial(forward_gradient.step, *batch, method)) < 1.5 * peer
 
 
 def test_processes_do_what_they_are_timed_for() -> None:

@@ -1,6 +1,7 @@
-"""`unlocked plan | data | train | item | claims | report | bench | costs | doctor`: the road's steps as commands.
+"""`unlocked plan | data | train | item | runs | claims | report | bench | costs | doctor | settings`.
 
-The rules of the workflow call these.
+The rules of the workflow call these. A command is a function in `COMMANDS` with the names of its options. What it needs
+is imported when it is called, so that `--help` costs nothing.
 """
 
 from __future__ import annotations
@@ -9,34 +10,73 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from unlocked import config
 from unlocked.errors import DataError, MachineError, SettingError, StorageError, choose, storage_error
 from unlocked.units import human_time
 
+if TYPE_CHECKING:
+    from unlocked.artifact.plan import Plan
+    from unlocked.report.page import Sources
 
-def runtime_settings(arguments: argparse.Namespace) -> dict[str, Any]:
-    """`--runtime key=value` pairs as a mapping."""
-    return dict(config.from_dotlist(arguments.runtime or []))
+PLAIN = (SettingError, DataError, MachineError, StorageError)  # their messages say what to do
+PAIRS: dict[str, Any] = {"nargs": "*", "default": [], "metavar": "KEY=VALUE"}
+FLAG = {"action": "store_true"}
+OPTIONS: dict[str, dict[str, Any]] = {  # arguments of `add_argument`
+    "name": {"metavar": "NAME"},
+    "names": {"nargs": "+", "metavar": "NAME"},
+    "configs": {"nargs": "*", "type": Path, "metavar": "CONFIG", "help": "files with the settings of a run each"},
+    "--scale": {"default": "quick", "help": "quick, reduced, paper (default: quick)"},
+    "--set": {**PAIRS, "help": "change the scale, e.g. seeds=[0,1,2]"},
+    "--runtime": {**PAIRS, "help": "how runs are executed, e.g. device=cuda"},
+    "--results": {"type": Path, "default": Path("results"), "help": "folder of the run records"},
+    "--figures": {"type": Path, "default": Path("paper_figures"), "help": "folder of the tables and figures"},
+    "--root": {"type": Path, "default": Path("data"), "help": "folder of the data sets"},
+    "--out": {"type": Path, "help": "write to this file"},
+    "--json": {**FLAG, "help": "print JSON"},
+    "--paper": {"metavar": "KEY", "help": "of one paper only"},
+    "--runs": {"nargs": "*", "metavar": "ID", "help": "runs of the plan instead of config files"},
+    "--items": {"nargs": "*", "default": [], "metavar": "NAME", "help": "items that want all of them"},
+    "--index": {"type": Path, "help": "list the runs here when all records are there"},
+    "--against": {"type": Path, "metavar": "FILE", "help": "compare the numbers with those of such a table"},
+    "--wandb": {**FLAG, "help": "the W&B reports instead, offline"},
+    "--upload": {**FLAG, "help": "with --wandb: sync the offline runs, save the reports"},
+    "--dry-run": {**FLAG, "help": "with --wandb: show what --upload would send"},
+    "--turns": {"type": int, "default": 7, "help": "timings of every contestant (default: 7)"},
+    "--width": {"type": float, "default": 1.0, "help": "of forward_gradient's net (default: 1)"},
+    "--write": {**FLAG, "help": "write docs/settings.md and the schema of Snakemake's config"},
+}
 
 
-def read_plan(arguments: argparse.Namespace, only: Sequence[str] | None = None) -> Any:
-    """The plan that the options name, or the part of it that some items need."""
-    from unlocked.plan import Plan
+def read_plan(arguments: argparse.Namespace, only: Sequence[str] | None = None) -> Plan:
+    from unlocked.artifact.config import from_dotlist
+    from unlocked.artifact.plan import Plan
 
-    return Plan(arguments.scale, arguments.set or [], runtime_settings(arguments), only)
+    return Plan(arguments.scale, arguments.set, from_dotlist(arguments.runtime), only)
 
 
-def command_plan(arguments: argparse.Namespace) -> None:
-    """Print every item and run with its expected cost."""
-    described = read_plan(arguments).describe(arguments.paper)
+def read_sources(arguments: argparse.Namespace, only: Sequence[str] | None = None) -> Sources:
+    from unlocked.report.page import Sources
+
+    return Sources(read_plan(arguments, only), arguments.results, arguments.figures)
+
+
+def write(path: Path | None, text: str) -> None:
+    if path is not None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    """List every item and run with its expected cost."""
+    from unlocked.papers import PAPERS
+
+    described = read_plan(arguments).describe(arguments.paper and choose("--paper", arguments.paper, PAPERS))
     if arguments.json:
         print(json.dumps(described, indent=1))
         return
-    total = described["total"]
     print(f"scale {described['scale']}: {described['about']}")
     for item in described["items"]:
         print(f"  {item['name']:<40} {len(item['runs']):>5} runs  {item['title']}")
@@ -44,243 +84,171 @@ def command_plan(arguments: argparse.Namespace) -> None:
     for run in described["runs"]:
         cost = f"{run['gradients']:>9} gradients {human_time(run['seconds']):>8} {run['memory_mb']:>7} MB"
         print(f"  {run['id']:<60} {cost}")
-    print(
-        f"{total['items']} items, {total['runs']} runs, {total['gradients']} gradients, about "
-        f"{human_time(total['seconds'])} on one {'GPU' if arguments.gpu else 'core'} (to a factor of two)"
-    )
+    total, on_gpu = described["total"], any(text.startswith("device=cuda") for text in arguments.runtime)
+    cost = f"about {human_time(total['seconds'])} on one {'GPU' if on_gpu else 'core'} (to a factor of two)"
+    print(f"{total['items']} items, {total['runs']} runs, {total['gradients']} gradients, {cost}")
 
 
-def command_data(arguments: argparse.Namespace) -> None:
-    """Find, check and describe data sets; the description can be written to a file."""
+def data(arguments: argparse.Namespace) -> None:
+    """Find, check and describe data sets."""
     from unlocked.vision import data
 
     for name in arguments.names:
-        found = data.load(name, arguments.root)
-        described = {
-            "name": name,
-            "source": found.source,
-            "checksum": found.checksum,
-            "train": len(found.train),
-            "test": len(found.test),
-            "classes": found.classes,
-        }
-        text = json.dumps(described, indent=1)
-        if arguments.out:
-            arguments.out.parent.mkdir(parents=True, exist_ok=True)
-            arguments.out.write_text(text + "\n")
+        read = data.load(name, arguments.root)
+        sizes = {"train": len(read.train), "test": len(read.test), "classes": read.classes}
+        text = json.dumps({"name": name, "source": read.source, "checksum": read.checksum, **sizes}, indent=1)
+        write(arguments.out, f"{text}\n")
         print(text)
 
 
-def planned_runs(arguments: argparse.Namespace) -> tuple[list[Any], dict[str, list[str]]]:
-    """The runs of one job of the plan, and for each the items that want it.
-
-    The workflow names the job's runs and items, so that only a part of the plan is read; a person names the job.
-    """
-    if arguments.batch:
-        plan = read_plan(arguments)
-        batch = plan.batches[choose("batch", arguments.batch, plan.batches)]
-        names, items = batch.runs, plan.items_of(batch)
-    elif arguments.runs:
-        plan = read_plan(arguments, arguments.items[:1] if arguments.items else None)
-        names, items = [choose("run", name, plan.runs) for name in arguments.runs], arguments.items or []
-    else:
-        raise SettingError("train", "", "needs config files, or --batch, or --runs")
-    return [plan.runs[name] for name in names], dict.fromkeys(names, items)
-
-
-def command_train(arguments: argparse.Namespace) -> None:
-    """Train the runs of config files, or those of one job of the plan; write the job's index when all are there."""
-    from unlocked import train
-    from unlocked.gossip.processes import places
-
+def train(arguments: argparse.Namespace) -> None:
+    """Train the runs of config files, or runs of the plan."""
     if arguments.configs:
-        runs, items = [config.from_file(path) for path in arguments.configs], {}
+        from unlocked.artifact.config import run_from_file
+
+        runs = [run_from_file(path) for path in arguments.configs]
+    elif arguments.runs:
+        plan = read_plan(arguments, arguments.items[:1] or None)  # one item's part of it has all runs of a job
+        runs = [plan.runs[choose("run", name, plan.runs)] for name in arguments.runs]
     else:
-        runs, items = planned_runs(arguments)
-    done = train.train(runs, arguments.results, items)
+        raise SettingError("train", "", "needs config files, or --runs")
+    from unlocked import places
+    from unlocked.artifact.train import train
+
+    done = train(runs, arguments.results, {run.id: arguments.items for run in runs})
     if (here := places.place()) is not None and here.rank:
         return  # rank 0, whose worker this was, says what was done
     print(f"{len(done)} of {len(runs)} runs trained, {len(runs) - len(done)} already there")
-    if arguments.index:
-        arguments.index.parent.mkdir(parents=True, exist_ok=True)
-        arguments.index.write_text("".join(f"{config.run_id(run)}\n" for run in runs))
+    write(arguments.index, "".join(f"{run.id}\n" for run in runs))
 
 
-def command_item(arguments: argparse.Namespace) -> None:
+def item(arguments: argparse.Namespace) -> None:
     """Draw figures and write tables from the records."""
-    from unlocked.items.build import build
+    from unlocked.artifact.build import build
 
     plan = read_plan(arguments, arguments.names)
     for name in arguments.names:
-        for path in build(plan.item(name), plan, arguments.results, arguments.figures):
-            print(path)
+        print(*build(plan.item(name), plan, arguments.results, arguments.figures), sep="\n")
 
 
-def command_claims(arguments: argparse.Namespace) -> None:
+def runs(arguments: argparse.Namespace) -> None:
+    """Write the table of a scale's finished runs, or compare them with such a table."""
+    from unlocked.report import runs
+
+    sources = read_sources(arguments)
+    if arguments.against:
+        print(runs.compare(runs.table(sources), arguments.against))
+    else:
+        print(runs.write(sources, arguments.out or arguments.figures / sources.plan.scale.name / "runs.csv"))
+
+
+def claims(arguments: argparse.Namespace) -> None:
     """Judge the papers' claims by the records that are there; what has none is not run."""
-    from unlocked import claims
-    from unlocked.items.build import records_there
+    from unlocked.report import claims
 
-    plan = read_plan(arguments, ["claims_verdicts"])
-    records = records_there(plan.item("claims_verdicts").runs, plan, arguments.results)
-    found = claims.table(plan.claims, records)
-    rows = json.loads(found.to_json(orient="records"))  # pandas turns NaN into null
-    print(json.dumps(rows, indent=1, ensure_ascii=False) if arguments.json else claims.as_text(found))
+    sources = read_sources(arguments, ["claims_verdicts"])
+    judged = claims.table(sources.plan.claims, sources.frames)
+    rows = json.loads(judged.to_json(orient="records"))  # pandas turns NaN into null
+    print(json.dumps(rows, indent=1, ensure_ascii=False) if arguments.json else claims.as_text(judged))
 
 
-def command_report(arguments: argparse.Namespace) -> None:
-    """Write the HTML report, or with --wandb the definitions of the W&B reports, and upload them if asked."""
-    from unlocked import report
+def report(arguments: argparse.Namespace) -> None:
+    """Write the HTML report, or the W&B reports."""
+    from unlocked.report import page, wandb
 
     if not arguments.wandb and (arguments.upload or arguments.dry_run):
         raise SettingError("--upload" if arguments.upload else "--dry-run", True, "is for the W&B reports: add --wandb")
-    sources = report.Sources(read_plan(arguments), arguments.results, arguments.figures)
+    sources = read_sources(arguments)
     if not arguments.wandb:
-        print(report.write(sources, arguments.out or arguments.results / sources.plan.scale.name / "report.html"))
-        return
-    from unlocked import wandb_report
-
-    if arguments.dry_run:
-        print(f"would upload {wandb_report.listing(sources, wandb_report.destination(sources))}")
-        return
-    for path in wandb_report.write(sources):
-        print(path)
-    for address in wandb_report.upload(sources) if arguments.upload else ():
-        print(address)
+        print(page.write(sources, arguments.out or arguments.results / sources.plan.scale.name / "report.html"))
+    elif arguments.dry_run:
+        print(f"would upload {wandb.listing(sources, wandb.destination(sources))}")
+    else:
+        print(*wandb.write(sources), sep="\n")
+        for address in wandb.upload(sources) if arguments.upload else ():
+            print(address)
 
 
-def command_bench(arguments: argparse.Namespace) -> None:
-    """Measure the artifact's own code."""
+def bench(arguments: argparse.Namespace) -> None:
+    """Measure the artifact's own code, as ratios to a peer: gossip, processes, forward_gradient."""
     from unlocked import bench
 
-    found = bench.measure(arguments.name, bench.Options(turns=arguments.turns, width=arguments.width))
-    print(json.dumps(found, indent=1) if arguments.json else bench.table(arguments.name, found))
+    measured = bench.module(arguments.name).measure(bench.Options(turns=arguments.turns, width=arguments.width))
+    print(json.dumps(measured, indent=1) if arguments.json else bench.table(arguments.name, measured))
 
 
-def command_costs(arguments: argparse.Namespace) -> None:
-    """Print what every item of a finished scale took, from Snakemake's benchmark files."""
-    from unlocked import costs
+def costs(arguments: argparse.Namespace) -> None:
+    """List what every item of a finished scale took, from Snakemake's benchmark files."""
+    from unlocked.report import costs
 
-    found = costs.table(read_plan(arguments), arguments.results)
-    print(found.to_json(orient="index", indent=1) if arguments.json else costs.as_markdown(found))
+    table = costs.table(read_plan(arguments), arguments.results)
+    print(table.to_json(orient="index", indent=1) if arguments.json else costs.as_markdown(table))
 
 
-def command_runs(arguments: argparse.Namespace) -> None:
-    """Write the table of a scale's finished runs, or compare those that are here with such a table."""
-    from unlocked import ledger
+def doctor(arguments: argparse.Namespace) -> None:
+    """Say what this machine can run, what is missing, and what each scale would cost here."""
+    from unlocked.artifact import doctor
 
-    plan = read_plan(arguments)
-    if arguments.against:
-        print(ledger.compare(ledger.table(plan, arguments.results), arguments.against))
+    print(doctor.diagnose(arguments.root, arguments.results))
+
+
+def settings(arguments: argparse.Namespace) -> None:
+    """List what can be set."""
+    from unlocked.artifact import settings_docs
+
+    if not arguments.write:
+        print(settings_docs.page())
         return
-    print(ledger.write(plan, arguments.results, arguments.out or arguments.figures / plan.scale.name / "runs.csv"))
+    for path, text in settings_docs.files().items():
+        path.write_text(text)
+        print(path)
 
 
-def command_doctor(arguments: argparse.Namespace) -> None:
-    """Print what this machine can run, what is missing, and what each scale would cost here."""
-    from unlocked import doctor
-
-    found = doctor.diagnose(arguments.root, arguments.results)
-    print(json.dumps(found, indent=1) if arguments.json else doctor.as_text(found))
+PLANNED = "--scale --set --runtime"
+RECORDED = f"{PLANNED} --results --figures"
+COMMANDS: dict[Callable[[argparse.Namespace], None], str] = {
+    plan: f"{PLANNED} --paper --json",
+    data: "names --root --out",
+    train: f"configs {RECORDED} --runs --items --index",
+    item: f"names {RECORDED}",
+    runs: f"{RECORDED} --out --against",
+    claims: f"{RECORDED} --json",
+    report: f"{RECORDED} --out --wandb --upload --dry-run",
+    bench: "name --turns --width --json",
+    costs: f"{RECORDED} --json",
+    doctor: "--results --root",
+    settings: "--write",
+}
 
 
 def parser() -> argparse.ArgumentParser:
-    """The command line."""
     top = argparse.ArgumentParser(prog="unlocked", description="From config to figure, step by step.")
     commands = top.add_subparsers(dest="command", required=True)
-
-    planned = argparse.ArgumentParser(add_help=False)
-    planned.add_argument("--scale", default="quick", help="quick, reduced, paper (default: quick)")
-    planned.add_argument("--set", nargs="*", metavar="KEY=VALUE", help="change the scale, e.g. seeds=[0,1,2]")
-    planned.add_argument("--runtime", nargs="*", metavar="KEY=VALUE", help="how runs are executed, e.g. device=cuda")
-    stored = argparse.ArgumentParser(add_help=False)
-    stored.add_argument("--results", type=Path, default=Path("results"), help="folder of the run records")
-    stored.add_argument("--figures", type=Path, default=Path("paper_figures"), help="folder of the tables and figures")
-
-    plan = commands.add_parser("plan", parents=[planned], help="list items and runs with their cost")
-    plan.add_argument("--paper", choices=list(config.RUNS))
-    plan.add_argument("--json", action="store_true")
-    plan.set_defaults(action=command_plan)
-
-    data = commands.add_parser("data", help="find and check data sets")
-    data.add_argument("names", nargs="+")
-    data.add_argument("--root", default="data", help="folder of the data sets")
-    data.add_argument("--out", type=Path, help="write the description here")
-    data.set_defaults(action=command_data)
-
-    train = commands.add_parser("train", parents=[planned, stored], help="train runs")
-    train.add_argument("configs", nargs="*", type=Path, metavar="CONFIG", help="resolved run configs")
-    train.add_argument("--batch", help="a job of the plan instead of config files")
-    train.add_argument("--runs", nargs="*", metavar="ID", help="runs of the plan instead of config files")
-    train.add_argument("--items", nargs="*", metavar="NAME", help="items that want all of --runs")
-    train.add_argument("--index", type=Path, help="list the runs here when all records are there")
-    train.set_defaults(action=command_train)
-
-    item = commands.add_parser("item", parents=[planned, stored], help="draw figures, write tables")
-    item.add_argument("names", nargs="+", metavar="NAME", help="e.g. acid_figure_5")
-    item.set_defaults(action=command_item)
-
-    runs = commands.add_parser("runs", parents=[planned, stored], help="list the finished runs, or compare them")
-    runs.add_argument("--out", type=Path, help="write the table here (default: runs.csv beside the scale's figures)")
-    runs.add_argument("--against", type=Path, metavar="FILE", help="compare the numbers with those of such a table")
-    runs.set_defaults(action=command_runs)
-
-    claims = commands.add_parser("claims", parents=[planned, stored], help="judge the papers' claims by the records")
-    claims.add_argument("--json", action="store_true")
-    claims.set_defaults(action=command_claims)
-
-    report = commands.add_parser("report", parents=[planned, stored], help="write the HTML report, the W&B reports")
-    report.add_argument("--out", type=Path, help="write the HTML report here")
-    report.add_argument("--wandb", action="store_true", help="the W&B reports instead, offline")
-    report.add_argument("--upload", action="store_true", help="with --wandb: sync the offline runs, save the reports")
-    report.add_argument("--dry-run", action="store_true", help="with --wandb: show what --upload would send")
-    report.set_defaults(action=command_report)
-
-    bench = commands.add_parser("bench", help="measure the artifact's own code, as ratios to a peer")
-    bench.add_argument("name", metavar="NAME", help="gossip, processes, forward_gradient")
-    bench.add_argument("--turns", type=int, default=7, help="timings of every contestant (default: 7)")
-    bench.add_argument("--width", type=float, default=1.0, help="of forward_gradient's net (default: 1)")
-    bench.add_argument("--json", action="store_true")
-    bench.set_defaults(action=command_bench)
-
-    costs = commands.add_parser("costs", parents=[planned, stored], help="what every item of a finished scale took")
-    costs.add_argument("--json", action="store_true")
-    costs.set_defaults(action=command_costs)
-
-    doctor = commands.add_parser("doctor", parents=[stored], help="what this machine can run, and at what cost")
-    doctor.add_argument("--root", type=Path, default=Path("data"), help="folder of the data sets")
-    doctor.add_argument("--json", action="store_true")
-    doctor.set_defaults(action=command_doctor)
+    for action, options in COMMANDS.items():
+        own = commands.add_parser(action.__name__, help=action.__doc__, description=action.__doc__)
+        own.set_defaults(action=action)
+        for option in options.split():
+            own.add_argument(option, **OPTIONS[option])
     return top
-
-
-def written_by(parsed: argparse.Namespace) -> Path:
-    """The file or folder that a command writes, to name it when that fails."""
-    found = (getattr(parsed, name, None) for name in ("index", "out", "figures"))
-    return next((path for path in found if path), Path.cwd())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; an error that a person can act on is one line, an interruption ends as the shell expects."""
     parsed = parser().parse_args(arguments)
-    parsed.gpu = any(str(text).startswith("device=cuda") for text in getattr(parsed, "runtime", None) or [])
     try:
         parsed.action(parsed)
-    except (SettingError, DataError, MachineError, StorageError) as error:
-        print(f"unlocked: {error}", file=sys.stderr)
-        return 2
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        number = getattr(error, "number", None)  # of tracking.Interrupted, which is not imported: it costs a second
-        if number is None and (failed := storage_error(error, written_by(parsed))) is not None:
-            print(f"unlocked: {failed}", file=sys.stderr)
-            return 2
-        if number is None:
+        place = next(filter(None, (getattr(parsed, name, None) for name in ("index", "out", "figures"))), Path.cwd())
+        code, line = 2, str((error if isinstance(error, PLAIN) else storage_error(error, place)) or "")
+        if (number := getattr(error, "number", None)) is not None:  # tracking.Interrupted, whose import costs a second
+            code, line = 128 + number, f"{error}; a checkpoint is kept and the next call continues"
+        if not line:
             raise
-        print(f"unlocked: {error}; a checkpoint is kept and the next call continues", file=sys.stderr)
-        return 128 + number
+        print(f"unlocked: {line}", file=sys.stderr)
+        return code
     return 0

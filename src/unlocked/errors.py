@@ -1,4 +1,4 @@
-"""Errors that a person can act on. Raised anywhere on the road, printed as one line by the command line."""
+"""Errors that a person can act on: raised anywhere, printed as one line by the command line."""
 
 from __future__ import annotations
 

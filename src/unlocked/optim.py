@@ -1,33 +1,42 @@
-"""The optimiser's arithmetic on flat vectors, and the schedules of the learning rate.
+"""Momentum SGD on flat vectors, and the factors on the learning rate that schedules consist of.
 
-Upstream of both trainers. Momentum SGD is written on flat vectors (one worker, or a stack of workers) because gossip
-needs its step separately from its application: the same step moves a worker's parameters and their twin.
+On flat vectors (one worker, or a stack of workers), because gossip needs a step separately from its application: the
+same step moves a worker's parameters and its auxiliary variable.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 
-def decays(parameter: Tensor) -> bool:
-    """Biases and normalisation parameters, which have one dimension, are exempt from weight decay."""
-    return parameter.ndim > 1
-
-
 def decay_vector(model: nn.Module, weight_decay: float) -> Tensor:
-    """Weight decay of each entry of the flat parameter vector, shape (d,)."""
-    return torch.cat(
-        [torch.full((p.numel(),), weight_decay * decays(p), dtype=p.dtype, device=p.device) for p in model.parameters()]
-    )
+    """Weight decay (d,) of each entry of the flat parameter vector; 0 for biases and norms, of one dimension."""
+    return torch.cat([torch.full_like(p.detach(), weight_decay * (p.ndim > 1)).flatten() for p in model.parameters()])
 
 
 def momentum_(buffer: Tensor, gradient: Tensor, x: Tensor, decay: Tensor, momentum: float) -> None:
     """`m <- momentum m + gradient + decay x`, in place on `buffer`; shapes (d,) or (k, d), `decay` (d,)."""
     buffer.mul_(momentum).add_(gradient).addcmul_(decay.expand_as(x), x)
+
+
+@dataclass(frozen=True)
+class Sgd:
+    """Momentum SGD."""
+
+    momentum: float
+    decay: Tensor  # (d,): weight decay of every entry
+    rates: list[float]  # learning rate of a worker's k-th gradient
+
+
+def mean_loss_(losses: Tensor) -> float | None:
+    """The mean of losses from their sum and number, which start anew; None if there were none."""
+    total, count = losses.tolist()
+    losses.zero_()
+    return total / count if count else None
 
 
 def large_batch_factor(
@@ -55,15 +64,3 @@ def large_batch_factor(
 def step_factor(epoch: int, every: int, gamma: float) -> float:
     """Factor on the base learning rate: times `gamma` every `every` epochs."""
     return gamma ** (epoch // every)
-
-
-def learning_rate(settings: Any, step: int, total_steps: int, workers: int = 1) -> float:
-    """The learning rate under the schedule that a run's `optim` settings name; `step` counts all workers' gradients."""
-    if settings.schedule == "constant":
-        return settings.lr
-    if settings.schedule == "step":
-        epoch = int(step * settings.epochs / total_steps)
-        return settings.lr * step_factor(epoch, settings.step_every, settings.step_gamma)
-    return settings.lr * large_batch_factor(
-        step, total_steps, settings.epochs, settings.batch_size, workers, settings.milestones, settings.warmup_epochs
-    )

@@ -6,13 +6,11 @@ import pytest
 import torch
 from torch import nn
 
-from forward_gradient.conftest import Net, ours, tensor
-from unlocked.forward_gradient import estimate, measures, passes, project, projection, spaces
-
-CLOSE = {"atol": 1e-9, "rtol": 1e-9}
+from forward_gradient.conftest import CLOSE, Net, assert_same, ours, tensor
+from unlocked.forward_gradient import measures, passes, project, projection, spaces
 
 RUNS = {
-    "weight__global_local": {"target": "global", "guess": "local", "space": "weight"},
+    "weight__global_local": {"target": "global", "guess": "local", "space": "weight", "averaged": False},
     "activation__global_local": {"target": "global", "guess": "local", "space": "activity"},
     "avg-weight-fast__global_local": {"target": "global", "guess": "local", "space": "weight", "averaged": True},
     "activation__local_random": {"target": "local", "guess": "random", "space": "activity"},
@@ -22,36 +20,28 @@ RUNS = {
 
 
 @pytest.mark.parametrize(
-    ("case", "per_sample_coefficients"), [("compute_projection", True), ("compute_avg_projection", False)]
+    ("case", "names", "options"),
+    [
+        ("compute_projection", ("target", "guess", "out"), {"per_sample": True}),
+        ("compute_projection", ("target", "guess_zero_row", "out_zero_row"), {"per_sample": True}),
+        ("compute_projection_tiny_guess", ("target", "guess", "out"), {"per_sample": True}),
+        ("compute_avg_projection", ("target", "guess", "out"), {"per_sample": False}),
+        ("random_guess_activation", ("target", "noise", "out"), {"per_sample": True, "normalise": False}),
+        ("fast_process_gradient_local", ("target_weight", "guess_weight", "weight_grad"), {"per_sample": False}),
+        ("fast_process_gradient_local", ("target_bias", "guess_bias", "bias_grad"), {"per_sample": False}),
+    ],
 )
-def test_projection(golden: dict, case: str, per_sample_coefficients: bool) -> None:
-    values = {name: tensor(v) for name, v in golden["cases"][case].items() if isinstance(v, list)}
-    out = project(values["target"], values["guess"], per_sample=per_sample_coefficients)
-    torch.testing.assert_close(out, values["out"], **CLOSE)
+def test_projection(golden: dict, case: str, names: tuple[str, str, str], options: dict) -> None:
+    target, guess, out = (tensor(golden["cases"][case][name]) for name in names)
+    close = {"atol": 0, "rtol": 1e-9} if "tiny" in case else CLOSE
+    torch.testing.assert_close(project(target, guess, **options), out, **close)
 
 
-def test_coefficients_zero_guess_and_tiny_guess(golden: dict) -> None:
-    case = {n: tensor(v) for n, v in golden["cases"]["compute_projection"].items() if isinstance(v, list)}
-    found = projection.coefficient(case["target"], case["guess"], per_sample=True)
-    torch.testing.assert_close(found, case["coef"], **CLOSE)
-    zero_row = project(case["target"], case["guess_zero_row"], per_sample=True)
-    torch.testing.assert_close(zero_row, case["out_zero_row"], **CLOSE)
-    tiny = {n: tensor(v) for n, v in golden["cases"]["compute_projection_tiny_guess"].items() if isinstance(v, list)}
-    out = project(tiny["target"], tiny["guess"], per_sample=True)
-    torch.testing.assert_close(out, tiny["out"], atol=0, rtol=1e-9)
-
-
-def test_random_guess_is_not_normalised(golden: dict) -> None:
-    case = golden["cases"]["random_guess_activation"]
-    out = project(tensor(case["target"]), tensor(case["noise"]), per_sample=True, normalise=False)
-    torch.testing.assert_close(out, tensor(case["out"]), **CLOSE)
-
-
-@pytest.mark.parametrize("name", ["weight", "bias"])
-def test_averaged_weight_projection(golden: dict, name: str) -> None:
-    case = golden["cases"]["fast_process_gradient_local"]
-    out = project(tensor(case[f"target_{name}"]), tensor(case[f"guess_{name}"]), per_sample=False)
-    torch.testing.assert_close(out, tensor(case[f"{name}_grad"]), **CLOSE)
+def test_coefficients(golden: dict) -> None:
+    case = golden["cases"]["compute_projection"]
+    target, guess = tensor(case["target"]), tensor(case["guess"])
+    found = projection.coefficient(projection.inner(target, guess, True), projection.inner(guess, guess, True))
+    torch.testing.assert_close(found, tensor(case["coef"]), **CLOSE)
 
 
 def test_alignment_measures(golden: dict) -> None:
@@ -91,10 +81,8 @@ def test_per_sample_contributions(golden: dict, case: str, layer: nn.Module) -> 
     step = passes.forward(0, layer, inputs, chained=False, record_calls=True)
     found = space.read(step, gradient, passes.pull(step.outputs, gradient, space.wanted(step)))
     for name in ("weight", "bias"):
-        for sample in range(len(inputs)):
-            alone = torch.zeros(len(inputs), dtype=torch.float64)
-            alone[sample] = 1
-            torch.testing.assert_close(found[name].weighted(alone), tensor(values[name])[sample], **CLOSE)
+        every = [found[name].weighted(alone) for alone in torch.eye(len(inputs), dtype=torch.float64)]
+        torch.testing.assert_close(torch.stack(every), tensor(values[name]), **CLOSE)
 
 
 def golden_gradients(golden: dict, run: str) -> dict[str, torch.Tensor]:
@@ -116,46 +104,20 @@ def replayed(golden: dict, run: str):
 
 
 @pytest.mark.parametrize("run", RUNS)
-def test_end_to_end_gradients(golden: dict, golden_net: Net, run: str) -> None:
-    found = estimate(*golden_net.everything(), **RUNS[run], noise=replayed(golden, run))
-    right = golden_gradients(golden, run)
-    assert set(found.gradients) == set(right)
-    for name, gradient in right.items():
-        torch.testing.assert_close(found.gradients[name], gradient, **CLOSE, msg=lambda m, n=name: f"{n}: {m}")
-
-
-@pytest.mark.parametrize("run", RUNS)
-def test_end_to_end_losses(golden: dict, golden_net: Net, run: str) -> None:
-    found = estimate(*golden_net.everything(), **RUNS[run], noise=replayed(golden, run))
-    right = golden["end_to_end"]["runs"][run]["loss"]
-    places = [k for k in range(3) if right[k] != 0]  # 0: not computed there
-    torch.testing.assert_close(found.losses[places], tensor(right)[places], **CLOSE)
-
-
-@pytest.mark.parametrize("run", RUNS)
-def test_end_to_end_statistics_are_updated_once(golden: dict, golden_net: Net, run: str) -> None:
-    estimate(*golden_net.everything(), **RUNS[run], noise=replayed(golden, run), update_statistics=True)
-    state = golden_net.state()
-    for name, value in golden["end_to_end"]["runs"][run]["buffers_after"].items():
-        torch.testing.assert_close(state[ours(name)].double(), tensor(value), **CLOSE)
-
-
-@pytest.mark.parametrize(
-    "run", [run for run in RUNS if run not in ("weight__global_local", "activation__local_random")]
-)
-def test_end_to_end_parameters_after_a_step(golden: dict, golden_net: Net, run: str) -> None:
-    """A parameter without gradient is neither stepped nor decayed."""
-    found = estimate(*golden_net.everything(), **RUNS[run], noise=replayed(golden, run))
-    everything = nn.ModuleDict({"blocks": golden_net.blocks, "auxiliaries": golden_net.auxiliaries})
-    for name, parameter in everything.named_parameters():
+def test_end_to_end(golden: dict, golden_net: Net, run: str) -> None:
+    """Gradients, losses, statistics that are updated once, and a step that leaves parameters without gradient alone."""
+    right = golden["end_to_end"]["runs"][run]
+    found = golden_net.estimate(**RUNS[run], noise=replayed(golden, run), update_statistics=True)
+    assert_same(found.gradients, golden_gradients(golden, run))
+    places = [k for k in range(3) if right["loss"][k] != 0]  # 0: not computed there
+    torch.testing.assert_close(found.losses[places], tensor(right["loss"])[places], **CLOSE)
+    after = dict(right["buffers_after"])
+    if run not in ("weight__global_local", "activation__local_random"):  # whose steps follow the mistakes above
+        after |= right["params_after"]
+    for name, parameter in golden_net.whole().named_parameters():
         parameter.grad = found.gradients.get(name)
-    settings = golden["end_to_end"]["optim"]
-    torch.optim.SGD(
-        everything.parameters(),
-        lr=settings["lr"],
-        momentum=settings["momentum"],
-        weight_decay=settings["weight_decay"],
-    ).step()
+    settings = {name: golden["end_to_end"]["optim"][name] for name in ("lr", "momentum", "weight_decay")}
+    torch.optim.SGD(golden_net.whole().parameters(), **settings).step()
     state = golden_net.state()
-    for name, value in golden["end_to_end"]["runs"][run]["params_after"].items():
-        torch.testing.assert_close(state[ours(name)], tensor(value), **CLOSE)
+    for name, value in after.items():
+        torch.testing.assert_close(state[ours(name)].double(), tensor(value), **CLOSE)

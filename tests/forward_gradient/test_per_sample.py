@@ -8,18 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from forward_gradient import plain
-from forward_gradient.conftest import Net, small_net
+from forward_gradient.conftest import CLOSE, assert_as_reference, dense_net, normal, small_net
 from unlocked.errors import SettingError
-from unlocked.forward_gradient import estimate, passes, per_sample, spaces
-
-CLOSE = {"atol": 1e-9, "rtol": 1e-9}
-SPACES = [("weight", False), ("weight", True), ("activity", False), ("activity", True)]
-GRAM_AND_ROWS = [(2, 9), (9, 2)]  # positions along a side, channels: few positions are multiplied, few channels formed
-
-
-def normal(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+from unlocked.forward_gradient import Method, passes, per_sample, reference, spaces
 
 
 def read(layer: nn.Module, inputs: Tensor, cotangent: Tensor) -> dict[str, per_sample.Contributions]:
@@ -29,12 +20,12 @@ def read(layer: nn.Module, inputs: Tensor, cotangent: Tensor) -> dict[str, per_s
 
 
 def assert_as_formed(layer: nn.Module, inputs: Tensor) -> None:
-    """All that is asked of contributions, against `plain.contributions`."""
+    """All that is asked of contributions, against those of the reference."""
     layer = layer.double()
     shape = layer(inputs).shape
     at_outputs = [normal(*shape, seed=seed) for seed in (1, 2)]
     left, right = (read(layer, inputs, gradient) for gradient in at_outputs)
-    formed = [plain.contributions(layer, inputs, gradient) for gradient in at_outputs]
+    formed = [reference.contributions(layer, inputs, gradient) for gradient in at_outputs]
     c = normal(len(inputs), seed=3)
     for name in left:
         one, other = (rows[name].detach() for rows in formed)
@@ -85,65 +76,22 @@ def test_normalisations(size: tuple[int, int], groups: int, each: int) -> None:
     assert_as_formed(nn.BatchNorm1d(channels), normal(5, channels))
 
 
-@pytest.mark.parametrize(("size", "channels"), GRAM_AND_ROWS)
+@pytest.mark.parametrize(("size", "channels"), [(2, 9), (9, 2)])
 def test_the_cheaper_way_is_taken(size: int, channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gram products where positions are few; the choice changes the cost and not the result."""
+    """Gram products where positions are few; neither that choice nor the size of a chunk changes the result."""
     layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False).double()
-    inputs = normal(4, channels, size, size)
-    gradient = normal(4, channels, size, size, seed=1)
-    assert per_sample.rule(layer).prefers_gram(layer, "weight", gradient) == (size < channels)
+    inputs, gradient = normal(4, channels, size, size), normal(4, channels, size, size, seed=1)
+    [use] = read(layer, inputs, gradient)["weight"].uses
+    assert use.prefers_gram() == (size < channels)
     for prefers in (True, False):
-        monkeypatch.setattr(per_sample.Rule, "prefers_gram", lambda *_, p=prefers: p)
-        assert_as_formed(layer, inputs)
-
-
-@pytest.mark.parametrize("limit", [1, 10**4])
-def test_the_size_of_a_chunk_does_not_matter(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(per_sample, "CHUNK_BYTES", {"cpu": limit})
-    assert_as_formed(nn.Conv2d(4, 6, 3), normal(5, 4, 6, 6))
-    assert_as_formed(nn.BatchNorm2d(4), normal(5, 4, 6, 6))
-
-
-@pytest.mark.parametrize("norm", ["batch", "group"])
-@pytest.mark.parametrize(("space", "averaged"), SPACES)
-@pytest.mark.parametrize(("target", "guess"), [("global", "local"), ("global", "random"), ("local", "random")])
-@pytest.mark.parametrize("samples", [2, 5])
-def test_estimates_are_those_of_the_plain_implementation(
-    norm: str, space: str, averaged: bool, target: str, guess: str, samples: int
-) -> None:
-    net = small_net(norm, samples=samples)
-    draws = [torch.Generator().manual_seed(7) for _ in range(2)]
-    noises = [lambda s, dtype, device, g=g: torch.randn(*s, generator=g, dtype=dtype) for g in draws]
-    expected = plain.estimate(net, target, guess, space, averaged, noises[0])
-    found = estimate(*net.everything(), target=target, guess=guess, space=space, averaged=averaged, noise=noises[1])
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found.gradients[name], gradient, **CLOSE, msg=lambda m, n=name: f"{n}: {m}")
-
-
-class Twice(nn.Module):
-    """A layer that is used twice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.layer = nn.Linear(4, 4)
-
-    def forward(self, inputs: Tensor) -> Tensor:
-        return torch.tanh(self.layer(torch.tanh(self.layer(inputs))))
-
-
-def test_a_layer_that_is_used_twice() -> None:
-    """Products between the uses count; a weighted sum goes through each use alone."""
-    torch.manual_seed(0)
-    heads = nn.ModuleList([nn.Linear(4, 3), nn.Linear(4, 3)]).double()
-    net = Net(nn.ModuleList([Twice(), Twice()]).double(), heads, normal(5, 4), torch.tensor([0, 1, 2, 0, 1]))
-    expected = plain.estimate(net, "global", "local", "weight", False)
-    found = estimate(*net.everything(), target="global", guess="local", space="weight").gradients
-    for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, **CLOSE)
+        monkeypatch.setattr(per_sample.Use, "prefers_gram", lambda _, p=prefers: p)
+        for limit in (1, 10**4):
+            monkeypatch.setattr(per_sample, "CHUNK_BYTES", {"cpu": limit})
+            assert_as_formed(layer, inputs)
 
 
 class Scaled(nn.Module):
-    """A layer of its own kind that treats samples apart: `w x + b`, as a 1×1 convolution with a group per channel."""
+    """A layer of its own kind that treats samples apart."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -156,41 +104,48 @@ class Scaled(nn.Module):
 
 def test_layers_without_a_rule_are_differentiated_sample_by_sample() -> None:
     """Convolutions with unusual padding, and layers that nobody has heard of, in both modes."""
-    inputs = normal(5, 4, 6, 6)
-    same = nn.Conv2d(4, 3, 3, padding="same").double()
-    usual = nn.Conv2d(4, 3, 3, padding=1).double()
-    usual.load_state_dict(same.state_dict())
-    own, convolution = Scaled(4), nn.Conv2d(4, 4, 1, groups=4).double()
-    with torch.no_grad():
-        convolution.weight.copy_(own.weight.reshape(4, 1, 1, 1))
-        convolution.bias.copy_(own.bias)
-    for unknown, known in ((same, usual), (own, convolution)):
-        assert isinstance(per_sample.rule(unknown), per_sample.AnyLayer)
-        shape = known(inputs).shape
-        both = [read(layer, inputs, normal(*shape, seed=1)) for layer in (unknown, known)]
-        guesses = [read(layer, inputs, normal(*shape, seed=2)) for layer in (unknown, known)]
-        for name in both[0]:
-            found, expected = (side[name].inner([g[name]])[0] for side, g in zip(both, guesses, strict=True))
-            torch.testing.assert_close(found, expected, **CLOSE)
-            found, expected = (side[name].responses()[0] for side in both)
-            torch.testing.assert_close(found, expected, **CLOSE)
+    for unknown in (nn.Conv2d(4, 3, 3, padding="same"), nn.Conv2d(4, 3, 3, padding_mode="circular"), Scaled(4)):
+        assert not per_sample.is_known(unknown)
+        assert_as_formed(unknown, normal(5, 4, 6, 6))
     net = small_net()
     net.blocks[0] = nn.Sequential(net.blocks[0], Scaled(4))
-    one, other = (
-        estimate(*net.everything(), target="global", guess="local", space="weight", mode=mode)
-        for mode in ("projection", "forward_mode")
-    )
-    assert one.notes == other.notes == ("per-sample gradients by torch.func: Scaled",)
-    for name, gradient in one.gradients.items():
-        torch.testing.assert_close(other.gradients[name], gradient, **CLOSE)
+    for mode in ("projection", "forward_mode"):
+        found = assert_as_reference(net, Method("global", "local", "weight", averaged=False, mode=mode))
+        assert found.notes == ("per-sample gradients by torch.func: Scaled",)
 
 
-def test_a_layer_that_mixes_samples_in_its_own_way_is_refused() -> None:
-    class Mixed(nn.BatchNorm2d):
-        pass
+class Mixed(nn.BatchNorm1d):
+    """Mixes samples in its own way."""
 
-    net = small_net()
-    net.blocks[0] = nn.Sequential(net.blocks[0], Mixed(4).double())
-    with pytest.raises(SettingError, match="Mixed"):
-        estimate(*net.everything(), target="global", guess="local", space="weight")
-    estimate(*net.everything(), target="global", guess="local", space="weight", averaged=True)
+
+class Recurrent(nn.Module):
+    """Gives one tensor, but its layer does not."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.layer = nn.LSTM(size, size)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.layer(inputs)[0]
+
+
+class Borrowing(nn.Module):
+    """Uses a layer's weight without calling the layer."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.layer = nn.Linear(size, size)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.layer.weight
+
+
+@pytest.mark.parametrize(("block", "message"), [(Mixed, "Mixed"), (Recurrent, "LSTM"), (Borrowing, "layer.weight")])
+def test_what_a_layer_hides_is_refused_rather_than_taken_for_nothing(block: type[nn.Module], message: str) -> None:
+    net = dense_net(block(4), nn.Linear(4, 4))
+    for guess in ("local", "random"):
+        with pytest.raises(SettingError, match=message) as raised:
+            net.estimate("global", guess, "weight", False)
+        assert "\n" not in str(raised.value)
+        net.estimate("global", guess, "weight", True)
+        net.estimate("global", guess, "activity")

@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from comparison import assert_same_items, assert_same_records
-from unlocked import config, record
-from unlocked.workflow import Setup, index_of, resources_of
+from unlocked.artifact import config, record
+from unlocked.artifact.workflow import Setup, index_of, resources_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -48,31 +48,27 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         subprocess.run([SCRIPT, "stop", state], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
-def snakemake(folder: Path, *words: str, settings: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
-    """Run the workflow in `folder`."""
-    own = ["wandb=disabled", f"set={LITTLE}", *settings]
-    line = [sys.executable, "-m", "snakemake", "--snakefile", str(config.ROOT / "Snakefile"), *words, "--config", *own]
+def snakemake(folder: Path, profile: str, *words: str, settings: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
+    """Run the workflow in `folder` with a profile of the repository."""
+    words = (*words, "--profile", str(config.ROOT / "profiles" / profile), *(SHORT_WAITS if profile == "slurm" else ()))
+    line = [sys.executable, "-m", "snakemake", "--snakefile", str(config.ROOT / "Snakefile"), *words]
+    line += ["--config", "wandb=disabled", f"set={LITTLE}", *settings]
     environment = os.environ | {"PYTHONPATH": str(config.ROOT / "src"), "OMP_NUM_THREADS": "1"}
     return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=800)
 
 
-def profile(name: str) -> tuple[str, str]:
-    """The option that chooses a profile of the repository."""
-    return "--profile", str(config.ROOT / "profiles" / name)
-
-
 @pytest.fixture(scope="module")
-def through_slurm(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def through_slurm(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:  # noqa: ARG001 - started for it
     """The folder in which the scheduler built the items, and what Snakemake said."""
     folder = tmp_path_factory.mktemp("through_slurm")
-    done = snakemake(folder, *ITEMS, *profile("slurm"), *SHORT_WAITS)
+    done = snakemake(folder, "slurm", *ITEMS)
     assert done.returncode == 0, done.stderr
     return folder, done.stderr
 
 
 def test_results_are_those_of_this_machine(through_slurm: tuple[Path, str], tmp_path: Path) -> None:
     """Every record and every item's numbers, bit by bit."""
-    done = snakemake(tmp_path, *ITEMS, *profile("default"), "--cores", "2")
+    done = snakemake(tmp_path, "default", *ITEMS, "--cores", "2")
     assert done.returncode == 0, done.stderr
     assert_same_records(through_slurm[0] / "results", tmp_path / "results")
     assert_same_items(through_slurm[0] / "paper_figures", tmp_path / "paper_figures")
@@ -81,7 +77,7 @@ def test_results_are_those_of_this_machine(through_slurm: tuple[Path, str], tmp_
 def test_training_is_submitted_and_items_are_not(through_slurm: tuple[Path, str]) -> None:
     """One Slurm job per batch of runs, with the time and memory of the plan; tables and figures are made here."""
     said = through_slurm[1]
-    setup = Setup.read({"set": LITTLE})
+    setup = Setup.read_or_exit({"set": LITTLE})
     batches = {key for name in ITEMS for key in setup.plan.batches_of(setup.plan.item(name))}
     jobs = dict(re.findall(r"SLURM jobid (\d+) \(log: \S*/rule_train/\w+_([0-9a-f]{8})/", said))
     assert set(jobs.values()) == batches
@@ -96,11 +92,11 @@ def test_training_is_submitted_and_items_are_not(through_slurm: tuple[Path, str]
     assert all((through_slurm[0] / index_of(setup, setup.plan.batches[key])).is_file() for key in batches)
 
 
-def test_processes_are_tasks_of_the_scheduler(slurm: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("slurm")
+def test_processes_are_tasks_of_the_scheduler(tmp_path: Path) -> None:
     """A run with one process per worker asks for as many tasks, which srun starts; the record is a normal one."""
-    more = "acid.engine_epochs=1 acid.engine_stretch=2"
-    settings = (f"set={LITTLE} {more}",)
-    done = snakemake(tmp_path, "acid_engines", *profile("slurm"), *SHORT_WAITS, settings=settings)
+    settings = (f"set={LITTLE} acid.engine_epochs=1 acid.engine_stretch=2",)
+    done = snakemake(tmp_path, "slurm", "acid_engines", settings=settings)
     assert done.returncode == 0, done.stderr
     numbers = re.findall(r"SLURM jobid (\d+) \(log: \S*/rule_train_processes/", done.stderr)
     assert numbers
@@ -116,11 +112,10 @@ def described(number: str) -> dict[str, str]:
     return dict(word.split("=", 1) for word in done.stdout.split() if "=" in word)
 
 
-def test_a_gpu_is_asked_for_and_its_absence_is_one_line(slurm: None, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("slurm")
+def test_a_gpu_is_asked_for_and_its_absence_is_one_line(tmp_path: Path) -> None:
     """With `device=cuda` a job gets a GPU. The one here is on paper: the job says so, and Snakemake repeats it."""
-    done = snakemake(
-        tmp_path, "acid_figure_1", *profile("slurm"), *SHORT_WAITS, "--retries", "0", settings=("device=cuda",)
-    )
+    done = snakemake(tmp_path, "slurm", "acid_figure_1", "--retries", "0", settings=("device=cuda",))
     assert done.returncode != 0
     numbers = re.findall(r"SLURM jobid (\d+) \(log: \S*/rule_train/", done.stderr)
     assert numbers

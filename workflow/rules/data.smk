@@ -16,6 +16,6 @@ rule data:
         mem_mb=8000,
         runtime=60,
     params:
-        root=dict(setup.runtime).get("data_root", "data"),
+        root=plan.runtime.get("data_root", "data"),
     shell:
         "python -m unlocked data {wildcards.name} --root {params.root:q} --out {output:q} > {log:q} 2>&1"

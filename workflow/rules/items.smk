@@ -6,22 +6,22 @@ for item in plan.items.values():
         name:
             item.name
         input:
-            road.indexes_of(setup, item),
+            flow.indexes_of(setup, item),
         output:
-            **road.outputs(setup, item, report),
+            **flow.outputs(setup, item, report),
         log:
-            str(setup.results / setup.scale / item.paper / "logs" / f"{item.id}.log"),
+            str(setup.results / plan.scale.name / item.paper / "logs" / f"{item.id}.log"),
         benchmark:
-            str(setup.results / setup.scale / item.paper / "benchmarks" / f"{item.id}.tsv")
+            str(setup.results / plan.scale.name / item.paper / "benchmarks" / f"{item.id}.tsv")
         localrule: True
         conda:
             "../../environment.yml"
         threads: 1
         params:
+            title=flow.title_of(item),
+            caption=flow.caption_of(item, plan),
             item=item.name,
-            options=setup.item_options,
-            code=road.item_code(item),
-            title=build.title_of(item),
-            caption=build.caption_of(item, plan),
+            options=setup.options("--figures", setup.figures),
+            code=flow.item_code(item),
         shell:
             "python -m unlocked item {params.item} {params.options} " "> {log:q} 2>&1"

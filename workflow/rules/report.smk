@@ -1,30 +1,25 @@
 """The table of all runs, and reports of everything that `all` builds: our HTML page, W&B's, and Snakemake's own."""
 
-REPORT_FILES = [
-    str(road.config.ROOT / path)
-    for path in (
-        "src/unlocked/report.py",
-        "src/unlocked/wandb_report.py",
-        "workflow/report/page.html.j2",
-        "workflow/report/page.css",
-    )
-]
+import json
+
+CODE, PAGE = flow.config.ROOT / "src/unlocked/report", flow.config.ROOT / "workflow/report"
+REPORT_FILES = [*sorted(CODE.glob("*.py")), PAGE / "page.html.j2", PAGE / "page.css"]
 
 
 rule runs:
     """List every run with its main numbers, its cost, what it was made of, and a digest of its history."""
     input:
-        road.files_of_items(setup),
-        code=road.config.ROOT / "src/unlocked/ledger.py",
+        flow.files_of_items(setup),
+        code=CODE / "runs.py",
     output:
-        road.table_of_runs(setup),
+        table_of_runs,
     log:
-        str(setup.results / setup.scale / "logs" / "runs.log"),
+        str(setup.results / plan.scale.name / "logs" / "runs.log"),
     localrule: True
     conda:
         "../../environment.yml"
     params:
-        options=setup.item_options,
+        options=setup.options("--figures", setup.figures),
     shell:
         "python -m unlocked runs {params.options} --out {output:q} > {log:q} 2>&1"
 
@@ -35,14 +30,14 @@ rule report:
         rules.all.input,
         code=REPORT_FILES,
     output:
-        str(setup.results / setup.scale / "report.html"),
+        str(setup.results / plan.scale.name / "report.html"),
     log:
-        str(setup.results / setup.scale / "logs" / "report.log"),
+        str(setup.results / plan.scale.name / "logs" / "report.log"),
     localrule: True
     conda:
         "../../environment.yml"
     params:
-        options=setup.item_options,
+        options=setup.options("--figures", setup.figures),
     shell:
         "python -m unlocked report {params.options} --out {output:q} > {log:q} 2>&1"
 
@@ -53,15 +48,15 @@ rule wandb_report:
         rules.all.input,
         code=REPORT_FILES,
     output:
-        expand(str(setup.results / setup.scale / "wandb_report_{paper}.json"), paper=road.PAPERS),
+        expand(str(setup.results / plan.scale.name / "wandb_report_{paper}.json"), paper=flow.PAPERS),
     log:
-        str(setup.results / setup.scale / "logs" / "wandb_report.log"),
+        str(setup.results / plan.scale.name / "logs" / "wandb_report.log"),
     localrule: True
     conda:
         "../../environment.yml"
     params:
-        options=setup.item_options,
-        upload="--upload" if str(config.get("wandb_upload")).lower() == "true" else "",
+        options=setup.options("--figures", setup.figures),
+        upload="--upload" if setup.wandb_upload else "",
     shell:
         "python -m unlocked report --wandb {params.upload} {params.options} 2>&1 | tee {log:q}"
 
@@ -71,15 +66,15 @@ rule snakemake_report:
     input:
         rules.all.input,
     output:
-        str(setup.results / setup.scale / "snakemake_report.html"),
+        str(setup.results / plan.scale.name / "snakemake_report.html"),
     log:
-        str(setup.results / setup.scale / "logs" / "snakemake_report.log"),
+        str(setup.results / plan.scale.name / "logs" / "snakemake_report.log"),
     localrule: True
     conda:
         "../../environment.yml"
     params:
         snakefile=workflow.main_snakefile,
-        settings=road.as_options(config),
+        settings=[f"{key}={json.dumps(value)}" for key, value in config.items()],
     shell:
         "python -m snakemake all --snakefile {params.snakefile:q} --report {output:q} --nolock "
-        "--report-stylesheet workflow/report/style.css {params.settings} > {log:q} 2>&1"
+        "--report-stylesheet workflow/report/style.css --config {params.settings:q} > {log:q} 2>&1"

@@ -1,20 +1,20 @@
 """Training: one rule, one job per batch of runs."""
 
-road.drop_stale_indexes(setup)
+flow.drop_stale_indexes(setup)
 
 
 onstart:
-    road.check_folders(setup)
+    flow.check_folders(setup)
 
 
 onerror:
-    road.explain_failure(setup)
+    flow.explain_failure(setup)
 
 
 rule train:
     """Train a batch of runs in one process; runs whose record holds are not trained again."""
     input:
-        lambda w: road.data_files(setup, plan.batches[w.batch]),
+        lambda w: flow.data_files(setup, plan.batches[w.batch]),
     output:
         str(setup.results / "{scale}" / "{paper}" / "batches" / "{batch}.txt"),
     log:
@@ -23,15 +23,15 @@ rule train:
         str(setup.results / "{scale}" / "{paper}" / "benchmarks" / "{batch}.tsv")
     conda:
         "../../environment.yml"
-    threads: lambda w: road.resources_of(setup, plan.batches[w.batch]).threads
+    threads: lambda w: flow.resources_of(setup, plan.batches[w.batch]).threads
     resources:
-        mem_mb=lambda w, attempt: road.resources_of(setup, plan.batches[w.batch], attempt).mem_mb,
-        runtime=lambda w, attempt: road.resources_of(setup, plan.batches[w.batch], attempt).runtime,
-        gpu=lambda w: road.resources_of(setup, plan.batches[w.batch]).gpu,
+        mem_mb=lambda w, attempt: flow.resources_of(setup, plan.batches[w.batch], attempt).mem_mb,
+        runtime=lambda w, attempt: flow.resources_of(setup, plan.batches[w.batch], attempt).runtime,
+        gpu=lambda w: flow.resources_of(setup, plan.batches[w.batch]).gpu,
     params:
         launcher="",
-        own_threads=dict(setup.runtime).get("threads", 1),
-        options=setup.options,
+        own_threads=plan.runtime.get("threads", 1),
+        options=setup.options(),
         runs=lambda w: plan.batches[w.batch].runs,
         wanted=lambda w: plan.items_of(plan.batches[w.batch]),
         code=lambda w: plan.batches[w.batch].code,
@@ -44,15 +44,15 @@ use rule train as train_processes with:
     # One process per worker. Here the job starts them itself; with `mpi` (profiles/slurm) the scheduler does, as tasks
     # that may stand on several nodes, each with cores and a GPU of its own.
     wildcard_constraints:
-        batch=road.batches_of_processes(setup),
+        batch=flow.batches_of_processes(setup),
     # Parameters that are not named here are as above; resources are not.
     resources:
-        mem_mb=lambda w, attempt: road.resources_of(setup, plan.batches[w.batch], attempt).mem_mb,
-        runtime=lambda w, attempt: road.resources_of(setup, plan.batches[w.batch], attempt).runtime,
-        gpu=lambda w: road.resources_of(setup, plan.batches[w.batch]).task_gpus,
-        tasks=lambda w: road.resources_of(setup, plan.batches[w.batch]).tasks,
+        mem_mb=lambda w, attempt: flow.resources_of(setup, plan.batches[w.batch], attempt).mem_mb,
+        runtime=lambda w, attempt: flow.resources_of(setup, plan.batches[w.batch], attempt).runtime,
+        gpu=lambda w: flow.resources_of(setup, plan.batches[w.batch]).task_gpus,
+        tasks=lambda w: flow.resources_of(setup, plan.batches[w.batch]).tasks,
         tasks_per_gpu=1,
-        cpus_per_task=dict(setup.runtime).get("threads", 1),
+        cpus_per_task=plan.runtime.get("threads", 1),
         mpi="",
     params:
         launcher=lambda w, resources: f"{resources.mpi} --ntasks={resources.tasks}" if resources.mpi else "",

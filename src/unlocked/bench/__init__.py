@@ -1,18 +1,17 @@
 """What the artifact's own code costs, each as a ratio to a peer measured in the same run: `unlocked bench`.
 
-Beside the road: it drives the engines as a training does, on images made of noise, so that it needs no data set. All
-contestants of a ratio run in turns on the same work, and a ratio is the median over the turns.
-
-A new measurement is a module with `measure(options) -> numbers` and `MEANINGS`, and its name in `BENCHES`.
+All contestants of a ratio run in turns on the same work, on noise, and a ratio is the median over the turns. A new
+measurement is a module with `measure(options) -> numbers` and `MEANINGS`, and its name in `BENCHES`.
 """
 
 from __future__ import annotations
 
 import importlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from unlocked.errors import choose
 
@@ -28,24 +27,24 @@ class Options:
     width: float = 1.0  # of the net of forward_gradient
 
 
-def measure(name: str, options: Options) -> dict[str, float]:
-    """The numbers of one bench."""
-    return importlib.import_module(f"{__name__}.{choose('bench', name, BENCHES)}").measure(options)
+def module(name: str) -> Any:
+    """One bench."""
+    return importlib.import_module(f"{__name__}.{choose('bench', name, BENCHES)}")
 
 
-def table(name: str, found: dict[str, float]) -> str:
+def table(name: str, numbers: Mapping[str, float]) -> str:
     """The numbers for a person."""
-    meanings = importlib.import_module(f"{__name__}.{name}").MEANINGS
-    return "\n".join(f"{key:<32} {value:>8.3f}  {meanings.get(key, '')}".rstrip() for key, value in found.items())
+    meanings = module(name).MEANINGS
+    return "\n".join(f"{key:<32} {value:>8.3f}  {meanings.get(key, '')}".rstrip() for key, value in numbers.items())
 
 
-def race(contestants: dict[str, Callable[[int], None]], turns: int) -> dict[str, list[float]]:
-    """CPU seconds of every contestant in every turn. Turn 0 warms up and does not count."""
+def race(contestants: Mapping[str, Callable[[], object]], turns: int) -> dict[str, list[float]]:
+    """CPU seconds of every contestant in every turn. The first turn warms up and does not count."""
     times: dict[str, list[float]] = {name: [] for name in contestants}
-    for turn in range(turns + 1):
+    for _ in range(turns + 1):
         for name, go in contestants.items():
             start = time.process_time()
-            go(turn)
+            go()
             times[name].append(time.process_time() - start)
     return {name: values[1:] for name, values in times.items()}
 

@@ -1,7 +1,7 @@
-"""`unlocked bench forward_gradient`: one gradient estimate against one backpropagation, on one thread.
+"""`unlocked bench forward_gradient`: one gradient estimate against one backpropagation, on one thread, in CPU time.
 
-Times are CPU times, in turns. Memory is the peak of the tensors that a step makes beyond what was there before
-(`forward_gradient.memory`): the same number on every run.
+Memory is the peak of the tensors that a step makes beyond what was there before (`forward_gradient.memory`): the same
+number on every run.
 """
 
 from __future__ import annotations
@@ -9,25 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from statistics import median
-from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from unlocked.bench import Options, race, ratio
-from unlocked.forward_gradient import estimate, studies
+from unlocked.forward_gradient.estimator import Estimate, estimate
 from unlocked.forward_gradient.memory import peak_bytes
-from unlocked.forward_gradient.network import Net
+from unlocked.forward_gradient.method import Method
+from unlocked.papers.forward_gradient.network import Net
+from unlocked.papers.forward_gradient.studies import computations
 from unlocked.vision import auxiliary, blocks
 
-BATCH, SIZE = 128, 32
-SPACES: dict[str, dict[str, Any]] = {
-    "activity": {"space": "activity"},
-    "averaged": {"space": "weight", "averaged": True},
-    "per_sample": {"space": "weight", "averaged": False},
+PEER = "backpropagation"
+SPACES = {
+    "activity": Method("global", "local", "activity"),
+    "averaged": Method("global", "local", "weight", averaged=True),
+    "per_sample": Method("global", "local", "weight", averaged=False),
 }
-
 MEANINGS = {
     "cpu_activity": "CPU time of a step with local guesses in the activities / of a backpropagation",
     "cpu_averaged": "the same, in the weights with a coefficient per tensor",
@@ -42,46 +42,36 @@ MEANINGS = {
 
 
 def measure(options: Options) -> dict[str, float]:
-    """Three spaces with a global target and a local guess: 8 blocks, cnn auxiliary nets, batch 128, 32×32 pixels."""
+    """Three spaces with a global target and a local guess."""
     torch.set_num_threads(1)
     net, images, labels = fresh(options.width)
-    steps = {"backpropagation": partial(backpropagation, net, images, labels)}
-    steps |= {name: partial(step, net, images, labels, guess="local", **where) for name, where in SPACES.items()}
-    times = race({name: _turn(compute) for name, compute in steps.items()}, options.turns)
-    peaks = {name: float(peak_bytes(compute)) for name, compute in steps.items()}
-    found = {f"cpu_{name}": ratio(times[name], times["backpropagation"]) for name in SPACES}
-    found |= {f"memory_{name}": peaks[name] / peaks["backpropagation"] for name in SPACES}
-    from_images = (net, 0, images, labels, torch.Generator().manual_seed(0))
-    jvp, whole = (peak_bytes(studies.COSTS[kind](*from_images)) for kind in ("jvp", "backpropagation"))
-    found["forward_mode_memory_block0"] = jvp / whole
-    found["seconds_backpropagation"] = median(times["backpropagation"])
-    found["megabytes_backpropagation"] = peaks["backpropagation"] / 2**20
-    return found
+    contestants: dict[str, Callable[[], object]] = {PEER: partial(backpropagation, net, images, labels)}
+    contestants |= {name: partial(step, net, images, labels, method) for name, method in SPACES.items()}
+    times = race(contestants, options.turns)
+    peaks = {name: float(peak_bytes(compute)) for name, compute in contestants.items()}
+    numbers = {f"cpu_{name}": ratio(times[name], times[PEER]) for name in SPACES}
+    numbers |= {f"memory_{name}": peaks[name] / peaks[PEER] for name in SPACES}
+    from_images = computations(net, 0, images, labels, torch.Generator().manual_seed(0))
+    numbers["forward_mode_memory_block0"] = peak_bytes(from_images["jvp"]) / peak_bytes(from_images[PEER])
+    numbers["seconds_backpropagation"] = median(times[PEER])
+    return numbers | {"megabytes_backpropagation": peaks[PEER] / 2**20}
 
 
-def fresh(width: float, batch: int = BATCH, size: int = SIZE) -> tuple[Net, Tensor, Tensor]:
+def fresh(width: float, batch: int = 128, size: int = 32) -> tuple[Net, Tensor, Tensor]:
     """A ResNet-18 in 8 blocks with cnn auxiliary nets, and a batch of noise with labels."""
-    body = blocks.build("resnet18_8", size=size, width=width, seed=0)
+    body = blocks.build("resnet18_8", width=width, seed=0)
     heads = auxiliary.build_all("cnn", body, classes=10, seed=0)
     images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return Net(body.modules, heads, None), images, torch.arange(batch) % 10
+    return Net(body.modules, heads), images, torch.arange(batch) % 10
 
 
 def backpropagation(net: Net, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     """The peer: forward and backward of the net alone, as anyone would write it."""
-    features = images
-    for block in net.blocks:
-        features = block(features)
-    loss = cross_entropy(net.auxiliaries[-1](features), labels)
+    loss = cross_entropy(torch.nn.Sequential(*net.blocks, net.auxiliaries[-1])(images), labels)
     return torch.autograd.grad(loss, [*net.blocks.parameters(), *net.auxiliaries[-1].parameters()])
 
 
-def step(net: Net, images: Tensor, labels: Tensor, **settings: Any) -> object:
-    """One gradient estimate as in training, with a global target."""
-    generator = torch.Generator().manual_seed(0)
-    both = net.blocks, net.auxiliaries
-    return estimate(*both, images, labels, target="global", generator=generator, update_statistics=True, **settings)
-
-
-def _turn(compute: Callable[[], object]) -> Callable[[int], None]:
-    return lambda turn: compute() and None
+def step(net: Net, images: Tensor, labels: Tensor, method: Method) -> Estimate:
+    """One gradient estimate as in training."""
+    noise = torch.Generator().manual_seed(0)
+    return estimate(net.blocks, net.auxiliaries, images, labels, method, generator=noise, update_statistics=True)

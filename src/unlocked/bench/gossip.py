@@ -1,40 +1,23 @@
-"""`unlocked bench gossip`: the virtual engine against bare gradients, on one thread.
-
-Times are CPU times, which other programs on the machine disturb least.
-"""
+"""`unlocked bench gossip`: the simulator against bare gradients, on one thread, in CPU time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
 from statistics import median
 
 import torch
-from omegaconf import DictConfig
 from torch.nn.functional import cross_entropy
 
-from unlocked import config
 from unlocked.bench import Options, race, ratio
-from unlocked.gossip import virtual
-from unlocked.gossip.schedule import GRADIENT, levels
-from unlocked.gossip.workers import build_model
+from unlocked.papers.acid.common import build_model
+from unlocked.papers.acid.settings import Acid, Evaluation, LargeBatch, Network, PartitionedData, SimulatorRuntime
+from unlocked.papers.acid.training import GossipTraining
 from unlocked.vision.data import Dataset, Split
 
 WORKERS = 64
 IMAGES, SIZE, BATCH = 4096, 14, 16
-
-
-def measure(options: Options) -> dict[str, float]:
-    """The virtual engine on a 64-ring: its overhead over bare gradients, and what batching the workers gains."""
-    found: dict[str, float] = {}
-    for network in ("conv", "mlp"):
-        times = race(contestants(network, options), options.turns)
-        suffix = "" if network == "conv" else f"_{network}"
-        found[f"engine_overhead{suffix}"] = ratio(times["loop"], times["bare"])
-        found[f"batched_speedup_{network}_{WORKERS}"] = ratio(times["loop"], times["batched"])
-        found[f"milliseconds_per_gradient_{network}"] = 1e3 * median(times["bare"]) / options.gradients
-    return found
-
-
 MEANINGS = {
     "engine_overhead": "time of a run's events one worker at a time / of the bare gradients (small convolutional net)",
     "engine_overhead_mlp": "the same, multilayer perceptron",
@@ -45,69 +28,61 @@ MEANINGS = {
 }
 
 
-def noise_data(size: int = SIZE, images: int = IMAGES) -> Dataset:
+def measure(options: Options) -> dict[str, float]:
+    """On a 64-ring: the simulator's overhead over bare gradients, and what batching the workers gains."""
+    numbers: dict[str, float] = {}
+    for network, suffix in (("conv", ""), ("mlp", "_mlp")):
+        times = race(contestants(network, options), options.turns)
+        numbers[f"engine_overhead{suffix}"] = ratio(times["loop"], times["bare"])
+        numbers[f"batched_speedup_{network}_{WORKERS}"] = ratio(times["loop"], times["batched"])
+        numbers[f"milliseconds_per_gradient_{network}"] = 1e3 * median(times["bare"]) / options.gradients
+    return numbers
+
+
+def noise_data() -> Dataset:
     """Grey images and labels drawn at random, cropped and flipped when served as photographs are."""
     draws = torch.Generator().manual_seed(0)
 
     def split(count: int) -> Split:
-        pixels = torch.randint(256, (count, 1, size, size), generator=draws, dtype=torch.uint8)
+        pixels = torch.randint(256, (count, 1, SIZE, SIZE), generator=draws, dtype=torch.uint8)
         return Split(pixels, torch.randint(10, (count,), generator=draws), (0.5,), (0.29,), "crop_flip", 1)
 
-    return Dataset("noise", split(images), split(BATCH), 10, 1, size, "drawn at random", "none")
+    return Dataset("noise", split(IMAGES), split(BATCH), 10, 1, SIZE, "drawn at random", "none")
 
 
-def gossip_run(network: str, execution: str, options: Options) -> DictConfig:
-    """A run on the ring with as many equal spans as turns; the noise stands in Fashion-MNIST's place."""
-    turns = options.turns + 1
-    settings = {
-        "data.name": "fashion_mnist",
-        "data.train_limit": IMAGES,
-        "model.name": network,
-        "workers": WORKERS,
-        "optim.batch_size": BATCH,
-        "optim.epochs": turns * options.gradients * BATCH / IMAGES,
-        "evaluation.points": turns,
-        "runtime.execution": execution,
-    }
-    return config.resolve(config.defaults("acid", config.load_scale("quick")), settings)
-
-
-def contestants(network: str, options: Options) -> dict[str, Callable[[int], None]]:
-    """Bare gradients, the engine's loop, and the engine batched; each does the same gradients in a turn."""
+def contestants(network: str, options: Options) -> dict[str, Callable[[], object]]:
+    """Bare gradients, the engine's loop, and the engine batched; each does `options.gradients` gradients in a turn."""
     torch.set_num_threads(1)
-    data = noise_data()
-    runs = {execution: gossip_run(network, execution, options) for execution in ("loop", "batched")}
-    trainings = {execution: virtual.Training(run, data) for execution, run in runs.items()}
-    bare = bare_gradients(trainings["loop"], data)
+    data, turns = noise_data(), options.turns + 1
+    run = Acid(
+        data=PartitionedData(name="fashion_mnist", train_limit=IMAGES),  # in whose place the noise stands
+        model=Network(name=network),
+        workers=WORKERS,
+        optim=LargeBatch(lr=0.02, batch_size=BATCH, epochs=turns * options.gradients * BATCH / IMAGES),
+        evaluation=Evaluation(points=turns),
+    )
+    ways = {way: replace(run, runtime=SimulatorRuntime(execution=way)) for way in ("loop", "batched")}
+    spans = {way: engine_turns(GossipTraining(own, data)) for way, own in ways.items()}
+    return {
+        name: partial(next, own) for name, own in {"bare": bare_turns(run, data, options.gradients), **spans}.items()
+    }
 
-    def engine(training: virtual.Training) -> Callable[[int], None]:
-        def go(turn: int) -> None:
-            for _ in training.advance(turn, 0):
-                pass
 
-        return go
+def engine_turns(training: GossipTraining) -> Iterator[None]:
+    """A span of the training per turn."""
+    for span in range(training.spans):
+        for _ in training.advance(span, 0):
+            pass
+        yield
 
-    return {"bare": bare, **{name: engine(training) for name, training in trainings.items()}}
 
-
-def bare_gradients(training: virtual.Training, data: Dataset) -> Callable[[int], None]:
-    """The floor: networks of their own and batches that lie ready; forward and backward and nothing else."""
-    run, events = training.run, training.events
-    networks = [build_model(run, data, run.seed).train() for _ in range(run.workers)]
-    turns, steps = [], [0] * run.workers
-    for span in training.cuts:
-        work = []
-        for computing, _ in levels(events, span):
-            for worker in events.i[computing].tolist():
-                images, labels = training.streams.batches(data, [worker], [steps[worker]])
-                work.append((networks[worker], images[0], labels[0]))
-                steps[worker] += 1
-        turns.append(work)
-    assert sum(map(len, turns)) == int((events.kind == GRADIENT).sum())
-
-    def go(turn: int) -> None:
-        for network, images, labels in turns[turn]:
+def bare_turns(run: Acid, data: Dataset, gradients: int) -> Iterator[None]:
+    """The floor: networks of their own and a batch that lies ready; forward and backward and nothing else."""
+    networks = [build_model(run, data).train() for _ in range(run.workers)]
+    images, labels = torch.randn(BATCH, 1, SIZE, SIZE), torch.arange(BATCH) % 10
+    for _ in range(run.evaluation.points):
+        for number in range(gradients):
+            network = networks[number % run.workers]
             network.zero_grad()
             cross_entropy(network(images), labels).backward()
-
-    return go
+        yield

@@ -1,100 +1,69 @@
 """The inner product of target and guess by forward-mode differentiation: the target is never formed.
 
-Stands inside `train` on the road configs -> plan -> train -> record -> item, under `estimator`. It is the verified
-truth beside the faster `projection`, which backpropagates the target and multiplies.
-
-<T, G> is the derivative of the loss when the tensor that T belongs to moves along G: one Jacobian-vector product
-(torch.func.jvp) gives it for the whole batch. Per sample there are two ways. One pass: the derivative of the vector of
-losses, right only where samples do not interact. One tangent per sample: always right, N times the work.
+<T, G> is the derivative of the loss when the tensor that T belongs to moves along G: a Jacobian-vector product. Per
+sample, one product gives the derivative of the vector of losses, which is right where samples do not interact;
+elsewhere every sample gets a tangent of its own, N times the work.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.func import jvp, vmap
 from torch.nn import functional
 
-from unlocked.errors import SettingError, choose
-from unlocked.forward_gradient.passes import BlockPass, frozen_statistics, uses_batch_statistics
+from unlocked.errors import SettingError
+from unlocked.forward_gradient.passes import BlockPass, Loss, frozen_statistics, uses_batch_statistics
 from unlocked.forward_gradient.spaces import Space, Vector
 
 CHUNK = 8  # tangents that run at once: each holds its own copy of the activations
+# Losses that are plain means over samples, so that they can be taken apart. A loss of anyone's own may not be.
+MEANS = (functional.cross_entropy, functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss)
 
 
-def methods() -> tuple[str, ...]:
-    """How per-sample coefficients are found; `auto` takes one pass where it is exact."""
-    return ("auto", "one_pass", "tangents")
+def per_sample_losses(loss: Loss, scores: Tensor, labels: Tensor) -> Tensor:
+    """What every sample adds to the loss, (N,); () for losses that are not known to be sums over samples."""
+    if loss not in MEANS:
+        return loss(scores, labels)
+    each: Tensor = loss(scores, labels, reduction="none")
+    return (each.flatten(1).mean(1) if each.dim() > 1 else each) / len(labels)
 
 
-@dataclass(frozen=True)
-class Slopes:
-    """Inner products of the target with guesses in one block, as derivatives of the loss along them.
+def slopes(
+    step: BlockPass, tail: Sequence[nn.Module], labels: Tensor, space: Space, name: str, guess: Vector, *,
+    loss: Loss = functional.cross_entropy, one_pass: bool | None = None,
+) -> Tensor:  # fmt: skip
+    """<T, G> at the place `name` of a block, as the loss's derivative along G: (N,) in a per-sample space, else ().
 
-    step: the block that is perturbed. tail: what maps its outputs to scores (the later blocks and the classifier for
-    the global target, the auxiliary net for the local one). labels: (N,). method: see `methods`.
+    tail: what maps the block's outputs to scores (the later blocks and the classifier for the net's loss, the auxiliary
+    net for the block's own). labels: (N, ...). one_pass: one product for all samples, whether or
+    not that is right; None: where it is.
+
+    Raises SettingError for a module that forward mode cannot differentiate.
     """
+    modules = [step.block, *tail]
+    for layer in (layer for module in modules for layer in module.modules()):
+        if layer._backward_hooks or layer._backward_pre_hooks:
+            raise SettingError("mode", "forward_mode", f"{type(layer).__name__} has a backward hook; remove it")
+    if one_pass is None:
+        one_pass = loss in MEANS and not any(map(uses_batch_statistics, modules))
+    with torch.no_grad(), frozen_statistics(*modules):
+        outputs = space.moving(step, name, guess)
 
-    step: BlockPass
-    tail: Sequence[nn.Module]
-    labels: Tensor
-    space: Space
-    method: str = "auto"
-    chunk: int = CHUNK
+        def losses(amount: Tensor) -> Tensor:
+            scores = outputs(amount)
+            for module in tail:
+                scores = module(scores)
+            return per_sample_losses(loss, scores, labels)
 
-    def inner(self, name: str, guess: Vector) -> Tensor:
-        """<T, G> at the place `name`: (N,) in a per-sample space, else ().
+        zeros = step.outputs.new_zeros(len(step.inputs) if space.per_sample else ())
 
-        Raises SettingError for `one_pass` where samples interact, and for modules that forward mode cannot
-        differentiate.
-        """
-        modules = [self.step.block, *self.tail]
-        check_hooks(modules)
-        separate = self.space.per_sample and needs_tangents(modules, self.method)
-        with torch.no_grad(), frozen_statistics(*modules):
-            motion = self.space.motion(self.step, name, guess)
+        def along(direction: Tensor) -> Tensor:
+            return jvp(losses, (zeros,), (direction,))[1]
 
-            def losses(amount: Tensor) -> Tensor:
-                scores = self.space.perturb(self.step, name, motion, amount)
-                for module in self.tail:
-                    scores = module(scores)
-                return functional.cross_entropy(scores, self.labels, reduction="none") / len(self.labels)
-
-            zeros = self.step.outputs.new_zeros(self.step.samples if self.space.per_sample else ())
-            return _derivative(losses, zeros, separate, self.chunk)
-
-
-def needs_tangents(modules: Sequence[nn.Module], method: str) -> bool:
-    """Whether per-sample coefficients through `modules` take one tangent per sample under `method`."""
-    interact = any(uses_batch_statistics(module) for module in modules)
-    if choose("per_sample_method", method, methods()) == "one_pass" and interact:
-        right = (
-            "samples interact through BatchNorm's batch statistics, so one pass does not give per-sample coefficients; "
-            "take 'tangents', GroupNorm, or evaluation mode"
-        )
-        raise SettingError("per_sample_method", method, right)
-    return method == "tangents" or (method == "auto" and interact)
-
-
-def check_hooks(modules: Sequence[nn.Module]) -> None:
-    """Raise SettingError where a module carries a backward hook: forward-mode differentiation cannot pass it."""
-    for module in modules:
-        for layer in module.modules():
-            if layer._backward_hooks or layer._backward_pre_hooks:
-                raise SettingError("mode", "forward_mode", f"{type(layer).__name__} has a backward hook; remove it")
-
-
-def _derivative(losses: Callable[[Tensor], Tensor], zeros: Tensor, separate: bool, chunk: int) -> Tensor:
-    """The derivative at `zeros` of `losses`, a function of the amount: (N,), or () for their sum where that is ()."""
-    if not zeros.dim():
-        return jvp(lambda amount: losses(amount).sum(), (zeros,), (torch.ones_like(zeros),))[1]
-    if not separate:
-        return jvp(losses, (zeros,), (torch.ones_like(zeros),))[1]
-
-    def one_sample(row: Tensor) -> Tensor:
-        return jvp(lambda amount: losses(amount).sum(), (zeros,), (row,))[1]
-
-    return vmap(one_sample, chunk_size=chunk)(torch.diag(torch.ones_like(zeros)))
+        ones = torch.ones_like(zeros)
+        if space.per_sample and not one_pass:
+            return vmap(lambda row: along(row).sum(), chunk_size=CHUNK)(torch.diag(ones))
+        return along(ones) if space.per_sample else along(ones).sum()

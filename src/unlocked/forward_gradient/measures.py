@@ -1,7 +1,6 @@
 """What is measured of an estimate: how target and guess lie to each other, and how far the estimate is from the truth.
 
-Stands inside `train` on the road configs -> plan -> train -> record -> item: the trainer writes these numbers into the
-run's history, one row per metric and block, and the alignment, norm and error figures draw them.
+Everything follows from inner products, which a space finds without forming its vectors.
 """
 
 from __future__ import annotations
@@ -15,8 +14,7 @@ from unlocked.forward_gradient.spaces import Space, Vector
 
 Measures = dict[tuple[str, int], float]
 WHOLE = -1  # the index of all estimated blocks taken together
-
-_QUANTILES = (0.1, 0.5, 0.9)
+QUANTILES = (0.1, 0.5, 0.9)
 
 
 def compare(target: Tensor, guess: Tensor) -> dict[str, Tensor]:
@@ -29,14 +27,15 @@ def compare(target: Tensor, guess: Tensor) -> dict[str, Tensor]:
 def from_products(product: Tensor, target: Tensor, guess: Tensor, difference: Tensor) -> dict[str, Tensor]:
     """Measures of two vectors T and G from <T, G>, ‖T‖², ‖G‖² and ‖T - G‖², each (N,): one row each.
 
-    A zero row has cosine 0 to everything. `norm_ratio` is the guess's norm over the target's, and `relative_distance`
-    that of their difference over the target's; over a zero target both are not a number.
+    A zero row has cosine 0 to everything. `norm_ratio` and `relative_distance` are in norms of the target, and not a
+    number where it is zero.
     """
     target_norm, guess_norm, distance = target.sqrt(), guess.sqrt(), difference.sqrt()
     by_target = torch.where(target_norm > 0, target_norm, torch.nan)
+    target_or_one, guess_or_one = (torch.where(norm > 0, norm, 1) for norm in (target_norm, guess_norm))
     return {
         "scalar_product": product,
-        "cosine": product / _or_one(target_norm) / _or_one(guess_norm),
+        "cosine": product / target_or_one / guess_or_one,
         "distance": distance,
         "relative_distance": distance / by_target,
         "norm_ratio": guess_norm / by_target,
@@ -56,8 +55,8 @@ class Alignment:
 
     def __init__(self, space: Space) -> None:
         self.space = space
-        self.rows: dict[str, dict[str, Tensor]] = {}
-        self.sums: dict[str, dict[str, Tensor]] = {}
+        self.rows: dict[str, Tensor] = {}
+        self.sums: dict[str, Tensor] = {}
         self.coefficients: dict[str, Tensor] = {}
 
     def add(self, name: str, target: Vector, guess: Vector, coefficient: Tensor) -> None:
@@ -67,24 +66,25 @@ class Alignment:
         self.rows[name] = _products(product, length, square)
         self.coefficients[name] = coefficient
         if self.space.per_sample:
-            ones = torch.ones_like(coefficient)
-            left, right = (self.space.summed(self.space.weigh(ones, one)) for one in (target, guess))
+            left, right = (self.space.summed(one, torch.ones_like(coefficient)) for one in (target, guess))
             self.sums[name] = _products((left * right).sum(), (left * left).sum(), (right * right).sum())
 
     def measures(self, block: int) -> Measures:
         """All metrics of the block."""
-        found = {metric: values.nanmean() for metric, values in from_products(**_joined(self.rows)).items()}
-        for name, products in self.rows.items() if len(self.rows) > 1 else ():
-            compared = from_products(**products)
+        each = {name: from_products(*products) for name, products in self.rows.items()}
+        found = {metric: values.nanmean() for metric, values in from_products(*sum(self.rows.values())).items()}
+        for name, compared in each.items() if len(each) > 1 else ():
             found |= {f"{metric}/{name}": compared[metric].nanmean() for metric in ("cosine", "norm_ratio")}
             found[f"coefficient/{name}"] = self.coefficients[name].mean()
         if self.sums:
-            summed = from_products(**_joined(self.sums))
+            summed = from_products(*sum(self.sums.values()))
             found |= {f"summed_{metric}": values.squeeze() for metric, values in summed.items()}
         every = torch.cat([value.flatten() for value in self.coefficients.values()])
-        ratios = torch.cat([from_products(**products)["norm_ratio"] for products in self.rows.values()])
-        found |= {"coefficient": every.mean(), **_spread("coefficient", every), **_spread("norm_ratio", ratios)}
-        return {(metric, block): value for metric, value in _floats(found).items()}
+        found["coefficient"] = every.mean()
+        ratios = torch.cat([compared["norm_ratio"] for compared in each.values()])
+        for metric, values in (("coefficient", every), ("norm_ratio", ratios)):
+            found |= {f"{metric}_q{round(100 * q)}": values.nanquantile(q) for q in QUANTILES}
+        return _floats(found, block)
 
 
 def error(block: int, estimate: Mapping[str, Tensor], gradient: Mapping[str, Tensor]) -> Measures:
@@ -93,45 +93,28 @@ def error(block: int, estimate: Mapping[str, Tensor], gradient: Mapping[str, Ten
     Metrics over all parameters joined: `estimate_cosine`, `estimate_relative_error` (‖estimate - gradient‖ over
     ‖gradient‖), `estimate_norm_ratio`; the cosine also per parameter, as `estimate_cosine/parameter`.
     """
-    names = list(gradient)
-    if not names:
+    if not gradient:
         return {}
-    joined = [torch.cat([side[name].flatten() for name in names]).unsqueeze(0) for side in (gradient, estimate)]
+    joined = [torch.cat([side[name].flatten() for name in gradient]).unsqueeze(0) for side in (gradient, estimate)]
     compared = compare(*joined)
     found = {
         "estimate_cosine": compared["cosine"],
         "estimate_relative_error": compared["relative_distance"],
         "estimate_norm_ratio": compared["norm_ratio"],
     }
-    if block != WHOLE:
-        for name in names:
-            one = compare(gradient[name].reshape(1, -1), estimate[name].reshape(1, -1))
-            found[f"estimate_cosine/{name}"] = one["cosine"]
-    return {(metric, block): value for metric, value in _floats(found).items()}
+    for name in gradient if block != WHOLE else ():
+        one = compare(gradient[name].reshape(1, -1), estimate[name].reshape(1, -1))
+        found[f"estimate_cosine/{name}"] = one["cosine"]
+    return _floats(found, block)
 
 
-def _or_one(norms: Tensor) -> Tensor:
-    return torch.where(norms > 0, norms, 1)
-
-
-def _products(product: Tensor, target: Tensor, guess: Tensor) -> dict[str, Tensor]:
-    """As `from_products` takes them, in rows. The three are sums of the same kind, so for G = T the difference is 0."""
-    product, target, guess = (values.reshape(-1) for values in (product, target, guess))
+def _products(product: Tensor, target: Tensor, guess: Tensor) -> Tensor:
+    """As `from_products` takes them, (4, N). They are sums of the same kind, so for G = T the difference is 0."""
     difference = (target - 2 * product + guess).clamp_min(0)
-    return {"product": product, "target": target, "guess": guess, "difference": difference}
+    return torch.stack([values.reshape(-1) for values in (product, target, guess, difference)])
 
 
-def _joined(places: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The products of all places' vectors joined."""
-    return {key: sum(one[key] for one in places.values()) for key in next(iter(places.values()))}
-
-
-def _spread(metric: str, values: Tensor) -> dict[str, Tensor]:
-    return {f"{metric}_q{round(100 * q)}": values.nanquantile(q) for q in _QUANTILES}
-
-
-def _floats(found: Mapping[str, Tensor]) -> dict[str, float]:
+def _floats(found: Mapping[str, Tensor], block: int) -> Measures:
     """As floats, without those that are not finite: a ratio to a zero norm is no number to record."""
-    names = list(found)
-    values = torch.stack([found[name].reshape(()) for name in names]).tolist()
-    return {name: value for name, value in zip(names, values, strict=True) if abs(value) < float("inf")}
+    values = torch.stack([value.reshape(()) for value in found.values()]).tolist()
+    return {(name, block): value for name, value in zip(found, values, strict=True) if abs(value) < float("inf")}

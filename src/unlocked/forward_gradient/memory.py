@@ -1,8 +1,4 @@
-"""How much memory a computation needs at its peak, counted in tensors, so that it is the same number on every run.
-
-Stands inside `train` on the road configs -> plan -> train -> record -> item, under `studies`. The CPU's allocator keeps
-no such account, and a process's resident memory depends on what ran before.
-"""
+"""How much memory a computation needs at its peak, counted in tensors, so that it is the same number on every run."""
 
 from __future__ import annotations
 
@@ -25,31 +21,20 @@ class _Account(TorchDispatchMode):
         self.known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self._ignore((args, kwargs))
+        # what was there before is not counted, also where an operation changes or returns it
+        self._know((args, kwargs), counted=False)
         result = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(result):
-            if isinstance(tensor, Tensor):
-                self._count(tensor)
+        self._know(result, counted=True)
         return result
 
-    def _ignore(self, inputs: Any) -> None:
-        """What was there before is not counted, also where an operation changes or returns it."""
-        for tensor in tree_iter(inputs):
-            if isinstance(tensor, Tensor):
-                self._know(tensor, 0)
-
-    def _count(self, tensor: Tensor) -> None:
-        self._know(tensor, tensor.untyped_storage().nbytes())
-
-    def _know(self, tensor: Tensor, size: int) -> None:
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self.known:
-            return
-        self.known.add(key)
-        self.now += size
-        self.peak = max(self.peak, self.now)
-        weakref.finalize(storage, self._free, key, size)
+    def _know(self, tree: Any, counted: bool) -> None:
+        for storage in (tensor.untyped_storage() for tensor in tree_iter(tree) if isinstance(tensor, Tensor)):
+            key, size = storage._cdata, storage.nbytes() * counted
+            if key not in self.known:
+                self.known.add(key)
+                self.now += size
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._free, key, size)
 
     def _free(self, key: int, size: int) -> None:
         self.known.discard(key)
@@ -57,17 +42,13 @@ class _Account(TorchDispatchMode):
 
 
 def peak_bytes(compute: Callable[[], object], device: str = "cpu") -> int:
-    """Peak bytes of tensors that `compute` makes, beyond those there before; its result is dropped.
-
-    On a GPU, what its allocator counts; on the CPU, the storages of all operations' results (an operation's own
-    workspace is not seen there).
-    """
-    if device.startswith("cuda"):
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        compute()
-        return torch.cuda.max_memory_allocated(device) - before
-    with _Account() as account:
-        compute()
-    return account.peak
+    """Peak bytes of tensors that `compute` makes, beyond those there before: storages, on a GPU what it allocates."""
+    if not device.startswith("cuda"):
+        with _Account() as account:
+            compute()
+        return account.peak
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    compute()
+    return torch.cuda.max_memory_allocated(device) - before

@@ -1,8 +1,4 @@
-"""The estimator's algebra: how far the target points along the guess, and that much of the guess.
-
-Stands inside `train` on the road configs -> plan -> train -> record -> item. It is the only place where the
-coefficient is written; `forward_mode` gets the inner product without the target and takes the rest from here.
-"""
+"""The estimator's algebra: how far the target points along the guess, and that much of the guess."""
 
 from __future__ import annotations
 
@@ -18,24 +14,17 @@ def project(target: Tensor, guess: Tensor, *, per_sample: bool, normalise: bool 
     tensor. Normalised, it is the projection of the target on the guess (a zero guess gives zero, and a guess with
     ‖G‖² near `eps` is shrunk); otherwise it is unbiased for a guess of zero mean and unit covariance. Same shape back.
     """
-    return scale(coefficient(target, guess, per_sample=per_sample, normalise=normalise, eps=eps), guess)
-
-
-def coefficient(
-    target: Tensor, guess: Tensor, *, per_sample: bool, normalise: bool = True, eps: float = EPSILON
-) -> Tensor:
-    """The c of `project`: shape (N,) per sample, else ()."""
     square = inner(guess, guess, per_sample) if normalise else None
-    return from_inner(inner(target, guess, per_sample), square, eps=eps)
+    return scale(coefficient(inner(target, guess, per_sample), square, eps), guess)
 
 
-def from_inner(product: Tensor, square: Tensor | None = None, *, eps: float = EPSILON) -> Tensor:
+def coefficient(product: Tensor, square: Tensor | None = None, eps: float = EPSILON) -> Tensor:
     """The c of `project` from `<T, G>` and `‖G‖²`, both (N,) or (); without a square it is not normalised."""
     return product if square is None else product / (square + eps)
 
 
 def inner(left: Tensor, right: Tensor, per_sample: bool) -> Tensor:
-    """The inner product of two tensors of one shape: shape (N,), one per entry of the first dimension, or ()."""
+    """The inner product of two tensors of one shape: (N,), one per entry of the first dimension, or ()."""
     product = left * right
     return product.flatten(1).sum(1) if per_sample else product.sum()
 

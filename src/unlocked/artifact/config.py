@@ -1,0 +1,180 @@
+"""From YAML files and overrides to typed settings.
+
+OmegaConf reads, merges and resolves; what leaves this module is a frozen `Run` or `Scale`. A run's settings come from
+four places, later ones winning: the defaults of its kind, `configs/<paper>/training.yaml` (the paper's settings), the
+`training` part of the scale, and one point of an item's grid.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from unlocked.errors import SettingError, choose
+from unlocked.papers import PAPERS
+from unlocked.papers.run import Paper, PaperScale, Run
+from unlocked.settings import Settings, build, dotted, flatten, inside, nest, plain, setting
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIGS = ROOT / "configs"
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; `SettingError` with the parser's line if it cannot be read."""
+    try:
+        values = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingError("config file", str(path), " ".join(str(error).split())) from None
+    if not isinstance(values, dict):
+        raise SettingError("config file", str(path), "must hold settings by name")
+    return values
+
+
+def one_line(error: Exception) -> str:
+    """The first line of an OmegaConf error, which says what is wrong; the others repeat where."""
+    return str(error).strip().splitlines()[0]
+
+
+def from_dotlist(overrides: Iterable[str]) -> dict[str, Any]:
+    """`["seeds=[0]", "acid.training.optim.lr=0.05"]` as nested values; `SettingError` for one that has no `=`."""
+    merged: Any = OmegaConf.create()
+    for text in overrides:
+        if "=" not in text:
+            raise SettingError("override", text, "must look like key=value, e.g. acid.training.optim.lr=0.05")
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([text]))
+        except Exception as error:  # whatever the parser of values meets
+            raise SettingError("override", text, " ".join(str(error).split())) from None
+    return container(merged)
+
+
+def container(values: Any) -> dict[str, Any]:
+    """Plain values, references resolved; `SettingError` for one that leads nowhere."""
+    try:
+        resolved = OmegaConf.to_container(values, resolve=True)
+    except OmegaConfBaseException as error:
+        key = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "config")
+        raise SettingError(key, "${...}", one_line(error)) from None
+    assert isinstance(resolved, dict)
+    return {str(key): value for key, value in resolved.items()}
+
+
+def resolved(entries: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
+    """Entries whose references `${scale.…}` are replaced by the scale's values."""
+    return container(OmegaConf.create({"entries": dict(entries), "scale": scale.plain()}))["entries"]
+
+
+@dataclass(frozen=True)
+class ScaleHead(Settings):
+    """What a scale says of everything."""
+
+    name: str = setting("quick", "its name, and that of its file", pattern=r"[a-z0-9_]+")
+    about: str = setting("", "one line for captions and reports")
+    seeds: tuple[int, ...] = setting((0,), "of every grid point", least=0, nonempty=True)
+    runs_per_job: int = setting(1, "runs that one job trains in one process", least=1)
+
+
+@dataclass(frozen=True)
+class Scale:
+    """`configs/scales/<name>.yaml`."""
+
+    head: ScaleHead
+    papers: Mapping[str, PaperScale]
+
+    @property
+    def name(self) -> str:
+        """E.g. `quick`."""
+        return self.head.name
+
+    @property
+    def about(self) -> str:
+        """One line for captions and reports."""
+        return self.head.about
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """Of every grid point."""
+        return self.head.seeds
+
+    def about_paper(self, paper: str) -> str:
+        """One line for captions, the paper's own where it has one."""
+        return self.papers[paper].about or self.about
+
+    def plain(self) -> dict[str, Any]:
+        """All values, as items refer to them."""
+        return plain(self.head) | {key: plain(own) for key, own in self.papers.items()}
+
+
+def scale_names() -> list[str]:
+    """The scales that have a file."""
+    return sorted(path.stem for path in (CONFIGS / "scales").glob("*.yaml"))
+
+
+def load_scale(name: str, overrides: Iterable[str] = ()) -> Scale:
+    """The scale `name` with `overrides` (paths in its file, `key=value`) applied."""
+    path = CONFIGS / "scales" / f"{choose('scale', name, scale_names())}.yaml"
+    values = container(OmegaConf.merge(read_yaml(path), from_dotlist(overrides)))
+    papers = {}
+    for key, paper in PAPERS.items():
+        with inside(key):
+            papers[key] = build(paper.scale, values.pop(key, {}))
+    return Scale(build(ScaleHead, values | {"name": name}), papers)
+
+
+class Bases:
+    """The settings of a paper's runs before an item's grid is applied."""
+
+    def __init__(self, paper: Paper, scale: Scale, runtime: Mapping[str, Any]) -> None:
+        self.paper, self.scale = paper, scale
+        shared = flatten(read_yaml(CONFIGS / paper.key / "training.yaml"))
+        shared |= flatten(scale.papers[paper.key].training)
+        shared |= {f"runtime.{key}": value for key, value in runtime.items()}
+        known = frozenset().union(*(dotted(kind) for kind in paper.kinds))
+        for key in shared:
+            choose("setting", key, known)
+        self.shared = shared | {"scale": scale.name}
+        self._of_kind: dict[type[Run], dict[str, Any]] = {}
+
+    def run(self, point: Mapping[str, Any]) -> Run:
+        """The run of one grid point, `{"workers": 16, "data.partition": "dirichlet"}`.
+
+        Shared settings go to the kinds that have them; a point may hold no setting that its kind does not have.
+        """
+        kind = self.paper.kind_of({**self.shared, **point})
+        if kind not in self._of_kind:
+            self._of_kind[kind] = {key: value for key, value in self.shared.items() if key in dotted(kind)}
+        return made(kind, {**self._of_kind[kind], **point})
+
+
+def made(kind: type[Run], flat: Mapping[str, Any]) -> Run:
+    """A run from dotted settings; one that the kind does not have is refused."""
+    for key, value in flat.items():
+        if key not in dotted(kind):
+            raise SettingError(key, value, f"is no setting of {kind.__name__} ({first_line(kind)})")
+    return build(kind, nest(flat))
+
+
+def first_line(kind: type) -> str:
+    """What a class is, in a few words."""
+    return str(kind.__doc__).splitlines()[0].rstrip(".")
+
+
+def run_from(values: Mapping[str, Any]) -> Run:
+    """A run from nested or dotted settings with the key `paper`."""
+    flat = flatten(values)
+    paper = PAPERS[choose("paper", flat.pop("paper", None), PAPERS)]
+    return made(paper.kind_of(flat), flat)
+
+
+def run_from_file(path: Path) -> Run:
+    """A run from a file, e.g. a record's `config.yaml`."""
+    values = read_yaml(path)
+    if isinstance(OmegaConf.create(values), DictConfig):
+        values = container(OmegaConf.create(values))
+    return run_from(values)

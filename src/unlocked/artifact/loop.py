@@ -1,0 +1,80 @@
+"""The loop that every training runs in: spans of steps, evaluation, checkpoints, the stop flag, divergence.
+
+A trainer brings the steps and the measurements; what a run survives (a stop, a kill, a loss that is no longer a number)
+is decided here, once.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING
+
+import torch
+
+from unlocked.artifact import record
+from unlocked.artifact.tracking import Interrupted, Recorder
+from unlocked.papers.base import Training
+
+if TYPE_CHECKING:
+    from unlocked.vision.data import Dataset
+
+STEPS_PER_LOOK = 16  # at the loss, the clock and the stop flag: a prompt stop that does not stall a GPU
+
+
+def run(training: Training, recorder: Recorder, data: Dataset | None) -> None:
+    """Train to the end, from the run's checkpoint on if there is one, and write the record.
+
+    Raises `Interrupted` after writing a checkpoint when the process is asked to stop.
+    """
+    checkpoint, steps = Checkpoint(training, recorder), 0
+    first, skip = checkpoint.resume()
+    if not recorder.rows:
+        recorder.log(training.measure(0))
+    for span in range(first, training.spans):
+        for done, _ in enumerate(training.advance(span, skip), skip + 1):
+            steps += 1
+            if steps % STEPS_PER_LOOK == 0:
+                if not training.healthy():
+                    break
+                checkpoint.look(span, done)
+        if not training.healthy():
+            recorder.finish("diverged", training.counts(), data, "the training loss is not finite")
+            return
+        skip = 0
+        recorder.log(training.measure(span + 1))
+        if span + 1 < training.spans:
+            checkpoint.look(span + 1, 0)
+    recorder.finish("completed", training.counts(), data)
+
+
+class Checkpoint:
+    """The state of a training and of its recorder between two steps, in one file that is replaced whole."""
+
+    def __init__(self, training: Training, recorder: Recorder) -> None:
+        self.training, self.recorder = training, recorder
+        self.path = record.partial(recorder.folder) / "checkpoint.pt"
+        self.identity = f"{recorder.run.hash} {recorder.code}"
+        self.saved = time.monotonic()
+
+    def resume(self) -> tuple[int, int]:
+        """Restore what the same settings and code left: (span, steps done in it), (0, 0) if there is nothing."""
+        state = torch.load(self.path, map_location="cpu", weights_only=True) if self.path.is_file() else {}
+        if state.get("identity") != self.identity:
+            return 0, 0
+        self.training.restore(state["training"])
+        self.recorder.rows, self.recorder.resumed = state["rows"], state["resumed"] + 1
+        self.recorder.started -= state["seconds"]
+        return state["span"], state["done"]
+
+    def look(self, span: int, done: int) -> None:
+        """Save after `done` steps of a span if it is time or if a stop was requested; then raise `Interrupted`."""
+        recorder, stop = self.recorder, self.recorder.stop and self.recorder.stop.requested
+        if stop or time.monotonic() - self.saved > 60 * recorder.run.runtime.checkpoint_minutes:
+            state = {"identity": self.identity, "training": self.training.state(), "span": span, "done": done}
+            state |= {"rows": recorder.rows, "seconds": recorder.seconds, "resumed": recorder.resumed}
+            torch.save(state, self.path.with_suffix(".new"))
+            os.replace(self.path.with_suffix(".new"), self.path)
+            self.saved = time.monotonic()
+        if stop:
+            raise Interrupted(stop)

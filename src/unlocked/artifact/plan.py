@@ -1,0 +1,313 @@
+"""From items and a scale to the de-duplicated list of runs, grouped into jobs: the Snakefile's only source.
+
+Without torch, so that Snakemake can ask it at every start.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from unlocked import fingerprint
+from unlocked.artifact import config
+from unlocked.artifact.config import CONFIGS, Bases, Scale, read_yaml
+from unlocked.errors import SettingError, choose
+from unlocked.papers import PAPERS
+from unlocked.papers.run import Run
+from unlocked.settings import Settings, build, dotted, inside, setting
+
+CLAIMS = "claims"  # the third group of items, beside those of the papers
+UNITS = ("ratio", "percentage points", "exponent", "share", "cosine")
+PANELS = ("over_epochs", "over_time", "final")
+SUFFIXES = {"figure": ("pdf", "png", "svg", "csv", "json"), "table": ("md", "tex", "csv", "json")}
+
+
+@dataclass(frozen=True)
+class Need(Settings):
+    """A grid of runs: every key is a setting, every value one value or a list of them."""
+
+    grid: dict[str, Any] = setting(None, "settings", empty=dict)
+    exclude: tuple[dict[str, Any], ...] = setting((), "points that agree with all keys of one are left out")
+
+    def points(self, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The grid points, seeds innermost."""
+        grid = {"seed": list(seeds)} | self.grid if "seed" in self.grid else {**self.grid, "seed": list(seeds)}
+        values = [value if isinstance(value, list) else [value] for value in grid.values()]
+        for combination in itertools.product(*values):
+            point = dict(zip(grid, combination, strict=True))
+            if not any(all(point.get(key) == value for key, value in rule.items()) for rule in self.exclude):
+                yield point
+
+
+@dataclass(frozen=True)
+class ItemConfig(Settings):
+    """One entry of `configs/<paper>/items.yaml`."""
+
+    kind: str = setting("figure", "what it is", names=tuple(SUFFIXES))
+    title: str = setting("", "what it shows")
+    caption: str = setting("", "under it")
+    label: str | None = setting(None, 'the paper\'s own number, e.g. "Figure 5"')
+    label_checked: bool = setting(False, "whether that number was seen in a source")
+    build: str = setting("", "dotted path of a function (context) -> Figure | Table")
+    note: str = setting("", "what a scale changes about it, e.g. which part of the grid it leaves out")
+    panels: dict[str, Any] = setting(None, "of the W&B report: metrics by kind of panel", empty=dict)
+    needs: tuple[Need, ...] = setting((), "runs, crossed with the scale's seeds")
+
+    def check(self) -> None:
+        self.refuse_unless(fingerprint.exists(self.build), "build", "must be the dotted path of a function")
+        for kind in self.panels:
+            choose("panels", kind, PANELS)
+
+
+@dataclass(frozen=True)
+class Part(Settings):
+    """One measurable statement of a claim: an effect, and the side of a threshold on which it should lie."""
+
+    says: str = setting("", "what the effect is, in a few words")
+    unit: str = setting("ratio", "of the effect", names=UNITS)
+    statistic: str = setting("", "a registered statistic, or the dotted path of such a function")
+    arguments: dict[str, Any] = setting(None, "of the statistic, e.g. which runs it compares", empty=dict)
+    above: float | None = setting(None, "the threshold: exactly one of these three")
+    below: float | None = setting(None, "the threshold: exactly one of these three")
+    between: tuple[float, ...] | None = setting(None, "low and high")
+
+    def check(self) -> None:
+        given = [name for name in ("above", "below", "between") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise SettingError("threshold", ", ".join(given) or None, "must be exactly one of above, below, between")
+        ordered = self.between is None or (len(self.between) == 2 and self.between[0] < self.between[1])
+        self.refuse_unless(ordered, "between", "must be two numbers, the lower one first")
+
+
+@dataclass(frozen=True)
+class ClaimConfig(Settings):
+    """One entry of `configs/claims.yaml`: what a paper asserts, as something that can be measured."""
+
+    paper: str = setting("", "whose claim", names=PAPERS)
+    claim: str = setting("", "the sentence")
+    source: str = setting("", "where the paper says so")
+    conditions: str = setting("", "under which it is tested here")
+    settings: tuple[str, ...] = setting((), "of the runs, printed with the conditions")
+    needs: tuple[Need, ...] = setting((), "runs, crossed with the scale's seeds")
+    parts: dict[str, Any] = setting(None, "measurable statements by name", empty=dict)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A claim with the runs that it is judged by."""
+
+    id: str
+    config: ClaimConfig
+    parts: Mapping[str, Part]
+    runs: Mapping[str, Run]
+
+
+@dataclass(frozen=True)
+class Item:
+    """A table or figure with the runs that it reads."""
+
+    paper: str  # or CLAIMS, for the items that are about all papers' claims
+    id: str
+    config: ItemConfig
+    runs: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Unique over all papers, e.g. `acid_figure_5`."""
+        return f"{self.paper}_{self.id}"
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """Files that the item consists of."""
+        return SUFFIXES[self.config.kind]
+
+    def stem(self, figures: Path, scale: str) -> Path:
+        """Path of its files without suffix."""
+        return figures / scale / self.paper / self.id
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Runs that one job trains in one process."""
+
+    paper: str
+    id: str
+    runs: tuple[str, ...]
+    trainer: str
+
+    @property
+    def code(self) -> str:
+        """Fingerprint of the code that these runs depend on."""
+        return fingerprint.training(self.trainer)
+
+
+class Plan:
+    """Items, runs and batches of a scale, of all papers and the claims: all, or what the items in `only` need."""
+
+    def __init__(
+        self,
+        scale: str,
+        overrides: Iterable[str] = (),
+        runtime: Mapping[str, Any] | None = None,
+        only: Iterable[str] | None = None,
+    ) -> None:
+        self.overrides = tuple(overrides)
+        self.scale: Scale = config.load_scale(scale, self.overrides)
+        self.runtime = dict(runtime or {})
+        self.runs: dict[str, Run] = {}
+        self.items: dict[str, Item] = {}
+        self.claims: dict[str, Claim] = {}  # when an item about them is wanted
+        self._ids: dict[tuple[Any, ...], str] = {}  # of runs, by grid point
+        self._bases = {key: self._base(key) for key in PAPERS}
+        entries = {group: read_yaml(CONFIGS / group / "items.yaml") for group in (*PAPERS, CLAIMS)}
+        self._refuse_unknown(entries)
+        known = [f"{group}_{key}" for group, own in entries.items() for key in own]
+        wanted = known if only is None else [choose("item", name, known) for name in only]
+        for group, own in entries.items():
+            if chosen := {key: entry for key, entry in own.items() if f"{group}_{key}" in wanted}:
+                self._read_items(group, chosen)
+
+    def _base(self, paper: str) -> Bases:
+        """A scale that cannot work is refused, even for items that train nothing."""
+        base = Bases(PAPERS[paper], self.scale, self._runtime_of(paper))
+        with inside(f"{paper}.training"):
+            base.run({})
+        return base
+
+    def _runtime_of(self, paper: str) -> dict[str, Any]:
+        """The settings of `runtime` that some run of a paper has; one that no run of any paper has is refused."""
+        known = {key: runtime_names(key) for key in PAPERS}
+        for name in self.runtime:
+            choose("runtime", name, sorted(set().union(*known.values())))
+        return {name: value for name, value in self.runtime.items() if name in known[paper]}
+
+    def _refuse_unknown(self, entries: Mapping[str, Mapping[str, Any]]) -> None:
+        """A scale may change items that there are."""
+        for paper, own in self.scale.papers.items():
+            for key in own.items:
+                choose(f"{paper}.items", key, entries[paper])
+
+    def _read_items(self, group: str, entries: Mapping[str, Any]) -> None:
+        changes = self.scale.papers[group].items if group in PAPERS else {}
+        merged = {key: {**entry, **changes.get(key, {})} for key, entry in entries.items()}
+        shared = self._read_claims() if group == CLAIMS else []
+        for key, entry in config.resolved(merged, self.scale).items():
+            with inside(f"configs/{group}/items.yaml: {key}"):
+                item = build(ItemConfig, entry)
+                runs = tuple(dict.fromkeys([*shared, *self._add_runs(group, item.needs)]))
+            self.items[f"{group}_{key}"] = Item(group, str(key), item, runs)
+
+    def _read_claims(self) -> list[str]:
+        """Fill `claims`; returns the runs that they need."""
+        for key, entry in config.resolved(read_yaml(CONFIGS / "claims.yaml"), self.scale).items():
+            with inside(f"configs/claims.yaml: {key}"):
+                claim = build(ClaimConfig, entry)
+                parts = {name: self._part(name, part) for name, part in claim.parts.items()}
+                runs = {name: self.runs[name] for name in self._add_runs(claim.paper, claim.needs)}
+            self.claims[str(key)] = Claim(str(key), claim, parts, runs)
+        return [name for claim in self.claims.values() for name in claim.runs]
+
+    def _part(self, name: str, entry: Mapping[str, Any]) -> Part:
+        with inside(f"parts.{name}"):
+            return build(Part, entry)
+
+    def _add_runs(self, paper: str, needs: Iterable[Need]) -> Iterator[str]:
+        for need in needs:
+            for point in need.points(self.scale.seeds):
+                key = (paper, *sorted((name, str(value)) for name, value in point.items()))
+                if key not in self._ids:
+                    run = self._bases[paper].run(point)
+                    self._ids[key] = run.id
+                    self.runs.setdefault(run.id, run)
+                yield self._ids[key]
+
+    def item(self, name: str) -> Item:
+        """The item called e.g. `acid_figure_5`."""
+        return self.items[choose("item", name, self.items)]
+
+    @cached_property
+    def wanted_by(self) -> dict[str, list[Item]]:
+        """For every run the items that read it, in the plan's order."""
+        readers: dict[str, list[Item]] = {}
+        for item in self.items.values():
+            for name in item.runs:
+                readers.setdefault(name, []).append(item)
+        return readers
+
+    @cached_property
+    def batches(self) -> dict[str, Batch]:
+        """Jobs of about equal cost. No job mixes trainers, or runs that are wanted by different sets of items:
+        building one item of a paper trains what it needs and no more. The claims, which read a little of everything,
+        do not cut jobs into smaller ones.
+        """
+        groups: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+        for name, run in self.runs.items():
+            wanted = tuple(item.name for item in self.wanted_by[name] if item.paper != CLAIMS)
+            groups.setdefault((run.paper, run.trainer, wanted), []).append(name)
+        jobs: dict[str, Batch] = {}
+        for (paper, trainer, _), names in groups.items():
+            costs = [self.runs[name].estimate().seconds for name in names]
+            for members in deal(names, self.scale.head.runs_per_job, costs):
+                key = fingerprint.digest(*members)[:8]
+                jobs[key] = Batch(paper, key, tuple(members), trainer)
+        return jobs
+
+    def batches_of(self, item: Item) -> list[str]:
+        """Jobs that an item waits for."""
+        wanted = set(item.runs)
+        return [key for key, batch in self.batches.items() if not wanted.isdisjoint(batch.runs)]
+
+    def items_of(self, batch: Batch) -> list[str]:
+        """Items that wait for a job, the one with the fewest runs first."""
+        waiting = {item.name: len(item.runs) for name in batch.runs for item in self.wanted_by[name]}
+        return sorted(waiting, key=lambda name: waiting[name])
+
+    def data_sets(self) -> list[str]:
+        """Names of all data sets that runs read."""
+        return sorted({run.data_set.name for run in self.runs.values() if run.data_set is not None})
+
+    def describe(self, paper: str | None = None) -> dict[str, Any]:
+        """The whole plan as plain values: items, runs with their cost, totals."""
+        runs = {name: run for name, run in self.runs.items() if paper in (None, run.paper)}
+        costs = {name: run.estimate() for name, run in runs.items()}
+        items = [item for item in self.items.values() if paper in (None, item.paper)]
+        return {
+            "scale": self.scale.name,
+            "about": self.scale.about,
+            "items": [
+                {"name": i.name, "kind": i.config.kind, "label": i.config.label, "title": i.config.title,
+                 "runs": list(i.runs)}
+                for i in items
+            ],
+            "runs": [
+                {"id": name, "paper": run.paper, "settings": run.identity(), **vars(costs[name])}
+                for name, run in runs.items()
+            ],
+            "total": {
+                "items": len(items),
+                "runs": len(runs),
+                "gradients": sum(cost.gradients for cost in costs.values()),
+                "seconds": round(sum(cost.seconds for cost in costs.values()), 1),
+                "memory_mb": max((cost.memory_mb for cost in costs.values()), default=0),
+            },
+        }  # fmt: skip
+
+
+def runtime_names(paper: str) -> set[str]:
+    """The settings of how runs of a paper are executed."""
+    names = (name for kind in PAPERS[paper].kinds for name in dotted(kind))
+    return {name.removeprefix("runtime.") for name in names if name.startswith("runtime.")}
+
+
+def deal(names: Sequence[str], most: int, costs: Sequence[float]) -> list[list[str]]:
+    """Cut `names` into groups of at most `most`, the expensive ones spread over the groups, order kept inside."""
+    count = -(-len(names) // most)
+    groups: list[list[int]] = [[] for _ in range(count)]
+    for index in sorted(range(len(names)), key=lambda k: (-costs[k], k)):
+        open_groups = [g for g in groups if len(g) < most]
+        min(open_groups, key=lambda g: sum(costs[k] for k in g)).append(index)
+    return [[names[k] for k in sorted(group)] for group in groups if group]

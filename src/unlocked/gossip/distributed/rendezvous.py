@@ -1,0 +1,97 @@
+"""How processes that torchrun or Slurm started find rank 0, which coordinates them, for one run after the other.
+
+Connections are made on one network interface alone, and only after both ends have proved that they know a random key,
+which rank 0 leaves in torch.distributed's rendezvous.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import multiprocessing
+import secrets
+import socket
+import struct
+import time
+from collections.abc import Iterator
+from datetime import timedelta
+from multiprocessing.connection import Connection
+
+import torch.distributed as dist
+
+from unlocked.errors import SettingError
+from unlocked.gossip.distributed.channel import Channel, proven
+from unlocked.gossip.distributed.exchange import interface_name
+
+START_SECONDS = 300.0  # until every process must have come: imports from a network file system take their time
+ADDRESS_OF_INTERFACE = 0x8915  # SIOCGIFADDR of Linux
+KEY = "unlocked/coordinator"
+
+
+def interface_address(interface: str) -> str:
+    """The IPv4 address of a network interface; `SettingError` if there is none."""
+    if interface == "lo":
+        return "127.0.0.1"
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as any_socket:
+            packed = struct.pack("256s", interface_name(interface)[:15].encode())
+            return socket.inet_ntoa(fcntl.ioctl(any_socket.fileno(), ADDRESS_OF_INTERFACE, packed)[20:24])
+    except OSError:
+        there = ", ".join(name for _, name in socket.if_nameindex())
+        raise SettingError("interface", interface, f"has no IPv4 address here; there are {there}") from None
+
+
+def serve(address: str) -> tuple[dist.Store, int]:
+    """A key-value store of this process at an address, and its port."""
+    bound = socket.create_server((address, 0))
+    port = bound.getsockname()[1]
+    store = dist.TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=bound.detach())
+    return store, port
+
+
+def rendezvous() -> dist.Store:
+    """The key-value store at MASTER_ADDR and MASTER_PORT that all ranks share."""
+    store, _, _ = next(dist.rendezvous("env://", timeout=timedelta(seconds=START_SECONDS)))
+    return store
+
+
+class Reception:
+    """Where the other ranks come for every run: rank 0's side, one for the life of its process."""
+
+    def __init__(self, size: int, interface: str) -> None:
+        """`size`: number of ranks, rank 0 included."""
+        self.size, self._key = size, secrets.token_bytes(32)
+        self._listener = socket.create_server((interface_address(interface), 0), backlog=size)
+        self._store = rendezvous()  # kept: the store may live in this process
+        host, port = self._listener.getsockname()
+        self._store.set(KEY, f"{host} {port} {self._key.hex()}")
+
+    def arrivals(self, seconds: float = START_SECONDS) -> Iterator[tuple[int, Connection]]:
+        """(rank, connection) of every other rank, as they come; ends when all are there or the time is over."""
+        missing, deadline = self.size - 1, time.monotonic() + seconds
+        while missing and (left := deadline - time.monotonic()) > 0:
+            self._listener.settimeout(left)
+            try:
+                accepted, _ = self._listener.accept()
+                connection = proven(accepted, self._key, server=True)
+                rank = int.from_bytes(connection.recv_bytes(8), "big")
+            except (OSError, EOFError, multiprocessing.AuthenticationError):
+                continue
+            missing -= 1
+            yield rank, connection
+
+    def close(self) -> None:
+        """Let nobody in any more."""
+        self._listener.close()
+
+
+def coordinator() -> tuple[str, int, bytes]:
+    """Host, port and key of rank 0's reception, for the other ranks; blocks until rank 0 is there."""
+    host, port, key = rendezvous().get(KEY).decode().split()
+    return host, int(port), bytes.fromhex(key)
+
+
+def connect(host: str, port: int, key: bytes, rank: int) -> Channel:
+    """A channel from this rank to rank 0."""
+    connection = proven(socket.create_connection((host, port), timeout=START_SECONDS), key, server=False)
+    connection.send_bytes(rank.to_bytes(8, "big"))
+    return Channel(connection)

@@ -1,0 +1,60 @@
+"""How methods, graphs and rates are called and drawn, in every table and figure alike."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+
+from unlocked.gossip import topology
+from unlocked.gossip.topology import GRAPHS
+from unlocked.items import style
+
+NAMES = {"allreduce": "AR-SGD", "baseline": "async. baseline", "acid": "A²CiD²"}
+COLORS = {"allreduce": style.BLACK, "baseline": style.BLUE, "acid": style.RED}
+DASHES = {0.5: ":", 1.0: "-", 2.0: "--"}  # by communication rate
+
+
+def shades(method: str, count: int) -> list[tuple[float, ...]]:
+    """From light to full, for a growing number."""
+    return sns.light_palette(COLORS[method], count + 2)[2:]
+
+
+def at_rate(method: str, rate: float) -> dict[str, Any]:
+    """How a curve of a method at a rate looks: `A²CiD², 1 com/∇`."""
+    return {"label": f"{NAMES[method]}, {rate:g} com/∇", "color": COLORS[method], "linestyle": DASHES[rate]}
+
+
+def by_workers(workers: Sequence[int]) -> Callable[[str, int], dict[str, Any]]:
+    """How curves of a method for growing numbers of workers look; AR-SGD is dashed."""
+    colors = {method: dict(zip(workers, shades(method, len(workers)), strict=True)) for method in NAMES}
+    return lambda method, n: {
+        "label": f"{NAMES[method]}, n = {n}",
+        "color": colors[method][n],
+        "linestyle": "--" if method == "allreduce" else "-",
+    }
+
+
+def constants(graphs: Iterable[str], sizes: Sequence[int]) -> pd.DataFrame:
+    """chi1, chi2 and root, which is sqrt(chi1 chi2), of graphs: a row per graph and number of workers."""
+    rows = [(name, n, *topology.chi(topology.build(name, n))) for name, n in itertools.product(graphs, sizes)]
+    table = pd.DataFrame(rows, columns=["graph", "workers", "chi1", "chi2"])
+    return table.assign(root=(table["chi1"] * table["chi2"]) ** 0.5)
+
+
+# rows of the tables of accuracy, by label
+GRAPH_ROWS = {
+    f"{NAMES[method]}, {GRAPHS[graph].title}" if graph else NAMES[method]: {"method": method, "graph": graph}
+    for method, graph in (
+        ("allreduce", None), ("baseline", "complete"), ("baseline", "exponential"), ("acid", "exponential"),
+        ("baseline", "ring"), ("acid", "ring"),
+    )
+}  # fmt: skip
+RATE_ROWS = {"AR-SGD": {"method": "allreduce", "rate": None}} | {
+    at_rate(method, rate)["label"]: {"method": method, "rate": rate}
+    for method in ("baseline", "acid")
+    for rate in (1.0, 2.0)
+}

@@ -1,0 +1,54 @@
+"""A worker of AR-SGD: DistributedDataParallel averages every gradient over all workers."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch.nn.functional import cross_entropy
+from torch.nn.parallel import DistributedDataParallel
+
+from unlocked.gossip.distributed import exchange
+from unlocked.gossip.workers import bind
+from unlocked.papers.acid.processes.runner import Runner
+
+
+class Synchronous(Runner):
+    """One worker of a run with the method allreduce."""
+
+    def connect(self) -> None:
+        """One process group for all workers, and the network in it; its parameters are the vector x itself."""
+        runtime = self.run.runtime
+        exchange.choose_interface(runtime.interface)
+        dist.init_process_group(
+            runtime.backend,
+            store=exchange.store(self.begin.store, runtime.timeout),
+            rank=self.worker,
+            world_size=self.run.workers,
+            timeout=timedelta(seconds=runtime.timeout),
+        )
+        self.flat_gradient = torch.zeros_like(self.vectors.x)
+        model = self.networks.models[0]
+        bind(model, self.vectors.x, self.flat_gradient)
+        with warnings.catch_warnings():  # torch 2.14 prefers a name that 2.11 does not have
+            warnings.simplefilter("ignore", FutureWarning)
+            self.network = DistributedDataParallel(model, broadcast_buffers=False)
+
+    def gradient(self, step: int) -> tuple[float, int, int]:
+        """One synchronous step; a slow worker sleeps before the others' part in it begins."""
+        images, labels = self.streams.batches(self.data, [self.worker], [step])
+        self.flat_gradient.zero_()
+        loss = cross_entropy(self.network(images[0]), labels[0])
+        value = float(loss.detach())
+        if self.pause:
+            time.sleep(self.pause)
+        loss.backward()
+        self.vectors.descend(self.flat_gradient, self.sgd.rates[step], self.sgd.decay, self.sgd.momentum)
+        return value, 0, 0
+
+    def wind_down(self) -> None:
+        """Leave the group, so that this process can join another."""
+        dist.destroy_process_group()

@@ -1,0 +1,221 @@
+"""A run of processes, as the training loop sees it: this process coordinates, the workers train.
+
+The loop's gradients are those that workers have reported; its evaluations are of states that workers sent without
+stopping, and the last one is of the average that is taken when all gossip has ended.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed import Store
+
+from unlocked import places
+from unlocked.errors import SettingError
+from unlocked.gossip import topology
+from unlocked.gossip.distributed import rendezvous
+from unlocked.gossip.distributed.matchmaking import Matchmaker
+from unlocked.gossip.momentum import Constants, mix_
+from unlocked.gossip.simulator import consensus
+from unlocked.gossip.workers import buffers_of
+from unlocked.papers.acid import common
+from unlocked.papers.acid.constants import constants_of
+from unlocked.papers.acid.processes import launch
+from unlocked.papers.acid.processes.checkpoint import Checkpoint, Sample
+from unlocked.papers.acid.processes.coordinator import Coordinator
+from unlocked.papers.acid.processes.messages import Begin, State, Tally
+from unlocked.papers.acid.settings import Gossip, ProcessRun
+from unlocked.papers.base import Measurement, evaluation_points
+from unlocked.settings import inside
+from unlocked.vision.data import Dataset
+
+PER_WORKER = ("gradient_seconds", "idle_seconds", "transfer_seconds", "useful_cpu_seconds", "overhead_cpu_seconds")
+
+
+class Snapshot:
+    """States of several workers, measured as the simulator's engine is."""
+
+    def __init__(self, states: Sequence[State], constants: Constants) -> None:
+        self.constants, self.x = constants, torch.stack([state.x for state in states])
+        self.mixed = [mixed(state, constants) for state in states]
+
+    def now(self, worker: int, time: float) -> tuple[Tensor, Tensor]:
+        """x and x_tilde of the worker at this position, whenever its state was taken."""
+        return self.mixed[worker]
+
+
+def mixed(state: State, constants: Constants) -> tuple[Tensor, Tensor]:
+    """x and x_tilde when the state was taken."""
+    if not constants.momentum:
+        return state.x, state.x
+    x, x_tilde = state.x.clone(), state.x_tilde.clone()
+    mix_(x, x_tilde, constants.eta, state.age)
+    return x, x_tilde
+
+
+class ProcessTraining:
+    """One run; workers start with the first gradient that is asked for."""
+
+    def __init__(self, run: ProcessRun, data: Dataset) -> None:
+        self.run, self.data = run, data
+        where = places.place()
+        if where is not None and where.size != run.workers:
+            raise SettingError("workers", run.workers, f"{where.size} processes were started: one per worker is needed")
+        with inside("runtime"):
+            self.address = rendezvous.interface_address(run.runtime.interface)
+        self.graph = topology.build(run.graph, run.workers, run.seed) if isinstance(run, Gossip) else None
+        self.total = run.total_gradients
+        self.bounds = [0, *evaluation_points(self.total, run.evaluation.points)]
+        self.spans = len(self.bounds) - 1
+        self.start = common.initial_parameters(run, data).cpu()
+        self.evaluator = common.evaluator_of(run, common.build_model(run, data), data)
+        self.constants = constants_of(run)
+        self.coordinator: Coordinator | None = None
+        self.store: Store | None = None  # lives here; workers find each other through it
+        self.past = Checkpoint(dict.fromkeys(range(run.workers)))  # where the workers start; counting goes on in it
+        self.measured = {"loss_sum": 0.0, "steps": 0}  # over all workers, at the last evaluation
+
+    # The workers
+
+    def start_workers(self) -> Coordinator:
+        """All workers, here or where torchrun or Slurm has started them."""
+        self.store, port = rendezvous.serve(self.address)
+        data = self.data.to("cpu")
+
+        def begin(worker: int) -> Begin:
+            return Begin(self.run, data, worker, (self.address, port), self.start, self.past.states[worker])
+
+        return Coordinator(
+            launch.lines(self.past.states),
+            begin,
+            matchmaker=self.graph and Matchmaker(self.graph, self.run.seed, self.past.ended),
+            total=self.total,
+            samples_at=self.bounds[1:-1],
+            timeout=self.run.runtime.timeout,
+            past=self.past,
+        )
+
+    def close(self) -> None:
+        """End all processes of the run; harmless when they have ended."""
+        if self.coordinator is not None:
+            self.coordinator.close()
+            self.store = None
+
+    # What the loop asks
+
+    def advance(self, span: int, skip: int) -> Iterator[None]:
+        """Follow the gradients of a span from the `skip`-th on; the workers do not wait for this."""
+        if self.coordinator is None:
+            self.coordinator = self.start_workers()
+        first, last = self.bounds[span] + skip + 1, self.bounds[span + 1]
+        for count in range(first, last + 1):
+            # woken a few times a second, not for every gradient
+            stride = self.stride(self.coordinator.unit())
+            self.coordinator.wait_for(min(last, count - (count - first) % stride + stride - 1))
+            yield
+
+    def stride(self, unit: float) -> int:
+        """Gradients over all workers in a tenth of a second, where one takes `unit` seconds."""
+        return max(1, int(0.1 * self.run.workers / unit)) if unit > 0 else 1
+
+    def healthy(self) -> bool:
+        """Whether the loss is still a finite number."""
+        return all(math.isfinite(tally.loss_sum) for tally in self.tallies())
+
+    def tallies(self) -> list[Tally]:
+        """What every worker has done, as last heard, in the order of the workers."""
+        tallies = {worker: state.tally for worker, state in self.past.states.items() if state is not None}
+        tallies |= {death.worker: death.tally for death in self.past.deaths}
+        if self.coordinator is not None:
+            tallies |= {number: member.tally for number, member in self.coordinator.members.items()}
+        return [tallies.get(worker, Tally()) for worker in range(self.run.workers)]
+
+    def measure(self, spans: int) -> Measurement:
+        """All metrics after that many spans: of the start, of a sample, or of the final average."""
+        step = self.bounds[spans]
+        epoch = step * self.run.optim.batch_size / len(self.data.train)
+        if spans == 0:
+            start = self.start.to(self.run.runtime.device)
+            metrics = self.evaluator.averaged(start, [buffers_of(self.evaluator.model)])
+            return Measurement(metrics | {"consensus_distance": 0.0, "training_seconds": 0.0}, step, epoch, 0.0)
+        assert self.coordinator is not None
+        if spans == self.spans:
+            sample = self.coordinator.finish()
+        elif spans - 1 in self.past.samples:
+            sample = self.past.samples.pop(spans - 1)
+        else:
+            sample = self.coordinator.sample(spans - 1)
+        metrics = self.metrics_of(sample, final=spans == self.spans)
+        return Measurement(metrics, step, epoch, sample.seconds / self.coordinator.unit())
+
+    def metrics_of(self, sample: Sample, final: bool) -> dict[str, Any]:
+        """Of the average of a sample, of the workers in it, and of what they have done until then."""
+        states = [sample.states[worker] for worker in sorted(sample.states)]
+        snapshot: Any = Snapshot(states, self.constants)
+        buffers = [state.buffers for state in states]
+        mean, distances = consensus(snapshot, 0.0)
+        device = self.run.runtime.device
+        metrics: dict[str, Any] = {**distances, **self.evaluator.averaged(mean.to(device), buffers)}
+        metrics["training_seconds"] = sample.seconds
+        metrics |= self.done_until(sample)
+        wanted = self.run.evaluation.workers
+        if self.graph is not None and (wanted == "always" or (wanted == "final" and final)):
+            metrics |= self.evaluator.workers((x.to(device) for x, _ in snapshot.mixed), buffers)
+        return metrics
+
+    def done_until(self, sample: Sample) -> dict[str, Any]:
+        """Training loss since the last evaluation, and what every worker has spent its time on."""
+        tallies = self.tallies()
+        for worker, state in sample.states.items():
+            tallies[worker] = state.tally
+        steps, loss = sum(t.steps for t in tallies), sum(t.loss_sum for t in tallies)
+        metrics: dict[str, Any] = {f"worker_{name}": [getattr(t, name) for t in tallies] for name in PER_WORKER}
+        metrics["worker_staleness"] = [mean_staleness(t) for t in tallies]
+        metrics["gradients_in_sample"] = steps
+        if steps > self.measured["steps"]:
+            metrics["train_loss"] = (loss - self.measured["loss_sum"]) / (steps - self.measured["steps"])
+            furthest = max(t.steps for t in tallies) - 1
+            metrics["learning_rate"] = common.learning_rate(self.run, furthest * self.run.workers)
+        self.measured = {"loss_sum": loss, "steps": steps}
+        return metrics
+
+    def counts(self) -> dict[str, Any]:
+        """Gradients, and, where workers gossip, averagings, staleness and lost workers."""
+        tallies, ended = self.tallies(), self.past.ended
+        steps = [tally.steps for tally in tallies]
+        counts: dict[str, Any] = {"gradients": sum(steps), "gradients_per_worker": steps}
+        if self.graph is not None:
+            counts["communications"] = sum(ended.edges.values())
+            counts["communications_per_edge"] = [[*edge, count] for edge, count in sorted(ended.edges.items())]
+            counts |= {"communications_one_sided": ended.one_sided, "communications_failed": ended.failed}
+            counts["staleness"] = added(tally.staleness for tally in tallies)
+            counts["averagings_between_gradients"] = added(tally.between for tally in tallies)
+        counts["deaths"] = [
+            {"worker": d.worker, "reason": d.reason, "gradients": d.tally.steps, "seconds": d.seconds}
+            for d in self.past.deaths
+        ]
+        return counts
+
+    def state(self) -> dict[str, Any]:
+        """Every living worker's vectors and counts, taken between two of its gradients while nobody averages."""
+        saved = self.past if self.coordinator is None else self.coordinator.save()
+        return saved.plain() | {"measured": self.measured}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`; workers that were lost stay lost."""
+        self.past, self.measured = Checkpoint.of(state), state["measured"]
+
+
+def added(histograms: Iterable[list[int]]) -> list[int]:
+    """The sum of histograms of any lengths."""
+    return [sum(column) for column in itertools.zip_longest(*histograms, fillvalue=0)]
+
+
+def mean_staleness(tally: Tally) -> float:
+    """Mean number of averagings between the read and the step of a gradient; 0 before the first."""
+    return sum(k * count for k, count in enumerate(tally.staleness)) / max(1, sum(tally.staleness))

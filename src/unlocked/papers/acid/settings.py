@@ -1,0 +1,288 @@
+"""What can be run for A²CiD²: trainings in virtual time and by real processes, and two studies without a network.
+
+Classes are built up by what a run has: all-reduce has no graph, the baseline no dynamics, a study no data.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from unlocked.errors import SettingError
+from unlocked.gossip import topology
+from unlocked.gossip.clock import Clock
+from unlocked.gossip.momentum import DYNAMICS
+from unlocked.gossip.schedule import PAIRINGS
+from unlocked.papers.base import total_gradients
+from unlocked.papers.run import (
+    OVERHEAD,
+    PROCESS_MB,
+    THROUGHPUT,
+    Budget,
+    Data,
+    Estimate,
+    Model,
+    Run,
+    Runtime,
+    number,
+)  # fmt: skip
+from unlocked.settings import Settings, flatten, plain, setting
+from unlocked.vision import networks
+from unlocked.vision.partition import PARTITIONS
+
+METHODS = ("acid", "baseline", "allreduce")
+USUAL = {  # settings that a name shows where they are something else
+    "dynamics": "exact",
+    "data.partition": "iid",
+    "batch_norm": "recalibrate",
+    "init": "common",
+    "pairing": "poisson",
+    "clock.law": "exponential",
+}
+
+
+@dataclass(frozen=True)
+class PartitionedData(Data):
+    """What is learned, and which worker sees what."""
+
+    partition: str = setting(
+        "iid", "of the images over the workers; iid: all draw from the whole set", names=PARTITIONS
+    )
+    concentration: float = setting(0.3, "of the Dirichlet partition: smaller is more heterogeneous", above=0, most=1e6)
+
+    def check(self) -> None:
+        self.refuse_idle("concentration", self.partition == "dirichlet", "partition = dirichlet")
+
+
+@dataclass(frozen=True)
+class Network(Model):
+    """The network that every worker has a copy of."""
+
+    name: str = setting("resnet18", "the network", names=networks.WHOLE)
+
+
+@dataclass(frozen=True)
+class LargeBatch(Budget):
+    """SGD with linear scaling and warm-up (Goyal et al. 2017). No decay of parameters with one dimension."""
+
+    schedule: str = setting("large_batch", "of the learning rate", names=("large_batch", "constant"))
+    warmup_epochs: float = setting(5.0, "linear warm-up to batch * workers / 256", least=0, most=1e6)
+    milestones: tuple[float, ...] = setting((0.5, 0.75), "times 0.1 at these fractions of the run", above=0, below=1)
+
+    def check(self) -> None:
+        ordered = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
+        self.refuse_unless(ordered, "milestones", "must grow")
+
+
+@dataclass(frozen=True)
+class Evaluation(Settings):
+    """What is measured of the average of all workers, and how often."""
+
+    points: int = setting(20, "evaluations, evenly spaced, besides the start", least=1, most=100_000)
+    workers: str = setting("final", "when every worker is tested, too", names=("final", "always", "never"))
+    recalibration_batches: int = setting(50, "training batches from which BatchNorm statistics are taken", least=1)
+    train_limit: int = setting(10_000, "training images on which the average's loss is measured", least=1)
+
+
+@dataclass(frozen=True)
+class SimulatorRuntime(Runtime):
+    """How the simulator executes events."""
+
+    execution: str = setting(
+        "auto",
+        "of a level of events: one worker after the other (loop) or all at once (batched)",
+        names=("auto", "loop", "batched"),
+    )
+
+
+@dataclass(frozen=True)
+class ProcessRuntime(Runtime):
+    """How real processes find and hear each other."""
+
+    timeout: float = setting(60.0, "seconds without a word after which a worker is given up", above=0, most=1e6)
+    interface: str = setting("lo", "network interface on which workers talk; lo: this machine alone")
+    backend: str = setting(
+        "gloo", "how vectors travel; nccl: every worker has a GPU of its own", names=("gloo", "nccl")
+    )
+
+    def check(self) -> None:
+        self.refuse_unless(self.backend != "nccl" or self.kind == "cuda", "backend", "needs device = cuda")
+
+
+@dataclass(frozen=True)
+class Slowdown(Settings):
+    """Real gradients take their own time; some may be slowed."""
+
+    slow_workers: int = setting(0, "the first so many workers are slow", least=0)
+    slow_factor: float = setting(
+        2.0, "a slow worker's gradients take so many times as long, by sleeping", least=1, most=1e6
+    )
+
+    def check(self) -> None:
+        self.refuse_idle("slow_factor", self.slow_workers > 0, "slow_workers")
+
+    def check_workers(self, workers: int) -> None:
+        """No more slow workers than workers."""
+        if self.slow_workers > workers:
+            raise SettingError("clock.slow_workers", self.slow_workers, f"must be between 0 and the {workers} workers")
+
+
+@dataclass(frozen=True)
+class AcidRun(Run):
+    """What all runs of this paper have."""
+
+    paper: ClassVar[str] = "acid"
+    method: str = setting(
+        "acid", "acid: gossip with momentum; baseline: without; allreduce: synchronous", names=METHODS
+    )
+    workers: int = setting(64, "number of workers", least=1, most=1_000_000)
+
+    @property
+    def total_gradients(self) -> int:
+        """Over all workers."""
+        raise NotImplementedError
+
+    def slug(self) -> str:
+        own = flatten(plain(self))
+        kind = [own[key] for key in ("study", "engine") if own.get(key, "virtual") not in ("training", "virtual")]
+        graph = [own["graph"]] if "graph" in own else []
+        rate = [f"r{number(own['rate'])}"] if "rate" in own else []
+        special = [own[key] for key, usual in USUAL.items() if own.get(key, usual) != usual]
+        return "-".join([*kind, self.method, *graph, f"n{self.workers}", *rate, *special])
+
+
+@dataclass(frozen=True)
+class NetworkRun(AcidRun):
+    """A training of a network on data."""
+
+    engine: str = setting("virtual", "virtual: all workers in one process, in virtual time", names=("virtual",))
+    data: PartitionedData = setting(PartitionedData(), "what is learned")
+    model: Network = setting(Network(), "the network")
+    optim: LargeBatch = setting(LargeBatch(), "the optimiser")
+    evaluation: Evaluation = setting(Evaluation(), "what is measured")
+    batch_norm: str = setting(
+        "recalibrate",
+        "BatchNorm statistics of the average: from training batches, the workers' mean, or worker 0's (released code)",
+        names=("recalibrate", "average", "worker0"),
+    )
+
+    def check(self) -> None:
+        self.optim.refuse_small_data(self.data, self.workers)
+
+    @property
+    def total_gradients(self) -> int:
+        return total_gradients(self.optim.epochs, self.data.images, self.optim.batch_size, self.workers)
+
+    def estimate(self) -> Estimate:
+        net = networks.cost(self.model.name, None, **self.data.shape, width=self.model.width)
+        kind = self.runtime.kind
+        each = OVERHEAD[kind] + 3 * net.forward_macs * self.optim.batch_size / THROUGHPUT[kind]
+        numbers = (3 * self.workers + 2) * net.parameters + net.activations * self.optim.batch_size
+        memory = PROCESS_MB * self.processes + round((4 * numbers + self.data.bytes) / 2**20)
+        return Estimate(self.total_gradients, round(self.total_gradients * each, 1), memory)
+
+
+@dataclass(frozen=True)
+class Gossip(Settings):
+    """What gossip has: a graph and a rate."""
+
+    graph: str = setting("ring", "the communication graph", names=topology.GRAPHS)
+    rate: float = setting(1.0, "communications per worker and gradient", above=0, most=1e6)
+
+
+@dataclass(frozen=True)
+class Momentum(Settings):
+    """What A²CiD² adds to gossip."""
+
+    method: str = setting("acid", "gossip with momentum", names=("acid",))
+    dynamics: str = setting("exact", "exact: the paper's definition; released: the authors' code", names=DYNAMICS)
+
+
+@dataclass(frozen=True)
+class AllReduce(NetworkRun):
+    """AR-SGD in virtual time."""
+
+    trainer: ClassVar[str] = "unlocked.papers.acid.synchronous.AllReduceTraining"
+    method: str = setting("allreduce", "all workers average every gradient", names=("allreduce",))
+    clock: Clock = setting(Clock(), "how long gradients and messages take")
+    runtime: Runtime = setting(Runtime(), "where and how it is executed")
+
+    def check(self) -> None:
+        super().check()
+        self.clock.check_workers(self.workers)
+
+
+@dataclass(frozen=True)
+class Baseline(Gossip, NetworkRun):
+    """Asynchronous gossip in virtual time."""
+
+    trainer: ClassVar[str] = "unlocked.papers.acid.training.GossipTraining"
+    method: str = setting("baseline", "gossip without momentum", names=("baseline",))
+    clock: Clock = setting(Clock(), "how long gradients and messages take")
+    pairing: str = setting("poisson", "poisson: clocks on edges (theory); availability: who is free", names=PAIRINGS)
+    gradient_read: str = setting(
+        "event", "x that a gradient is taken at: event (theory), start (of its computation)", names=("event", "start")
+    )
+    init: str = setting(
+        "common",
+        "common: one draw for all workers; mean_of_independent: the mean of one draw each (released code)",
+        names=("common", "mean_of_independent"),
+    )
+    runtime: SimulatorRuntime = setting(SimulatorRuntime(), "where and how it is executed")
+
+    def check(self) -> None:
+        super().check()
+        topology.check(self.graph, self.workers)
+        self.clock.check_workers(self.workers)
+        for name in ("latency", "bandwidth"):
+            if self.pairing == "poisson" and (value := getattr(self.clock, name)):
+                reason = "needs pairing = availability: poisson averages in no time"
+                raise SettingError(f"clock.{name}", value, reason)
+
+
+@dataclass(frozen=True)
+class Acid(Momentum, Baseline):
+    """A²CiD² in virtual time."""
+
+
+@dataclass(frozen=True)
+class ProcessRun(NetworkRun):
+    """A training by one process per worker, in real time."""
+
+    trainer: ClassVar[str] = "unlocked.papers.acid.processes.training.ProcessTraining"
+    launcher: ClassVar[str | None] = "unlocked.papers.acid.processes.launch"
+    engine: str = setting("processes", "processes: one process per worker, in real time", names=("processes",))
+    clock: Slowdown = setting(Slowdown(), "which workers are slowed")
+    runtime: ProcessRuntime = setting(ProcessRuntime(), "where and how it is executed")
+
+    def check(self) -> None:
+        super().check()
+        self.clock.check_workers(self.workers)
+
+    @property
+    def processes(self) -> int:
+        return self.workers
+
+
+@dataclass(frozen=True)
+class ProcessAllReduce(ProcessRun):
+    """AR-SGD by DistributedDataParallel."""
+
+    method: str = setting("allreduce", "all workers average every gradient", names=("allreduce",))
+
+
+@dataclass(frozen=True)
+class ProcessBaseline(Gossip, ProcessRun):
+    """Gossip between processes."""
+
+    method: str = setting("baseline", "gossip without momentum", names=("baseline",))
+    init: str = setting("common", "one draw for all workers", names=("common", "mean_of_independent"))
+
+    def check(self) -> None:
+        super().check()
+        topology.check(self.graph, self.workers)
+
+
+@dataclass(frozen=True)
+class ProcessAcid(Momentum, ProcessBaseline):
+    """A²CiD² between processes."""

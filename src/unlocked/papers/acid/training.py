@@ -1,0 +1,150 @@
+"""Trainings in virtual time as the training loop drives them: spans of steps, a measurement after each."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from unlocked import seeding
+from unlocked.gossip import clock as clocks
+from unlocked.gossip import schedule as schedules
+from unlocked.gossip import topology
+from unlocked.gossip.quadratic import Quadratic
+from unlocked.gossip.schedule import COMMUNICATION, Schedule
+from unlocked.gossip.simulator import Engine, consensus
+from unlocked.gossip.stacked import chain
+from unlocked.gossip.workers import Networks, Source
+from unlocked.optim import Sgd, mean_loss_
+from unlocked.papers.acid import common
+from unlocked.papers.acid.constants import constants_of, dynamics_of
+from unlocked.papers.acid.settings import Baseline
+from unlocked.papers.acid.study_settings import AveragingBaseline, QuadraticBaseline
+from unlocked.papers.base import Measurement, evaluation_points, spans
+from unlocked.vision.data import Dataset
+from unlocked.vision.evaluate import has_batch_norm
+
+# A level runs as one batched computation where that is faster than a loop over its workers (measured on CPU): small
+# networks without BatchNorm (on CPU, of linear layers only), and enough workers for levels of ten and more.
+BATCHED_PARAMETERS = 300_000
+BATCHED_WORKERS = 32
+
+
+def is_batched(run: Baseline, model: nn.Module, size: int) -> bool:
+    """Whether the workers of a level run as one batched computation rather than in a loop."""
+    if run.runtime.execution != "auto":
+        return run.runtime.execution == "batched"
+    small = run.workers >= BATCHED_WORKERS and size <= BATCHED_PARAMETERS
+    return small and not has_batch_norm(model) and (chain(model) is not None or run.runtime.device != "cpu")
+
+
+class Simulated:
+    """Any run of the simulator: events between evaluation points, an engine that executes them."""
+
+    def __init__(self, events: Schedule, cuts: list[range], engine: Engine, source: Source) -> None:
+        self.events, self.cuts, self.engine, self.source = events, cuts, engine, source
+        self.spans, self.counts = len(cuts), engine.counts
+
+    def advance(self, span: int, skip: int) -> Iterator[None]:
+        for level in itertools.islice(schedules.levels(self.events, self.cuts[span]), skip, None):
+            self.engine.execute(self.events, *level, self.source)
+            yield
+
+    def healthy(self) -> bool:
+        return math.isfinite(self.engine.losses[0])
+
+    def state(self) -> dict[str, Any]:
+        return self.engine.state()
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.engine.restore(state)
+
+
+class GossipTraining(Simulated):
+    """A training of networks by gossip, with or without momentum."""
+
+    def __init__(self, run: Baseline, data: Dataset) -> None:
+        self.run, self.data = run, data
+        model, start = common.build_model(run, data), common.initial_parameters(run, data)
+        graph = topology.build(run.graph, run.workers, run.seed)
+        options = {"clock": run.clock, "message": clocks.message_time(run.clock, 4 * len(start))}
+        events = schedules.PAIRINGS[run.pairing](graph, run.rate, run.total_gradients, run.seed, **options)
+        engine = Engine(
+            start.repeat(run.workers, 1),
+            constants_of(run),
+            common.sgd_of(run, model, int(events.gradients_per_worker().max())),
+            dynamics=dynamics_of(run),
+            batched=is_batched(run, model, len(start)),
+            read_at_start=run.gradient_read == "start",
+        )
+        self.streams = common.streams_of(run, data)
+        vectors = None if engine.batched else engine.read
+        self.networks = Networks(model, data, self.streams, run.workers, vectors)
+        self.evaluator = common.evaluator_of(run, model, data)
+        cuts = events.cut(evaluation_points(events.gradients, run.evaluation.points))
+        super().__init__(events, cuts, engine, self.networks)
+
+    def measure(self, spans: int) -> Measurement:
+        engine, run, time = self.engine, self.run, float(self.engine.last.max())
+        mean, distances = consensus(engine, time)
+        buffers = self.networks.buffers()
+        metrics: dict[str, Any] = {**distances, **self.evaluator.averaged(mean, buffers)}
+        metrics["virtual_seconds"] = time * run.clock.gradient_seconds
+        if (loss := mean_loss_(engine.losses)) is not None:
+            metrics |= {"train_loss": loss, "learning_rate": engine.sgd.rates[int(engine.steps.max()) - 1]}
+        if run.evaluation.workers == "always" or (run.evaluation.workers == "final" and spans == self.spans):
+            metrics |= self.evaluator.workers((engine.now(i, time)[0] for i in range(run.workers)), buffers)
+        step = int(engine.steps.sum())
+        return Measurement(metrics, step, step * run.optim.batch_size / len(self.data.train), time)
+
+    def state(self) -> dict[str, Any]:
+        return super().state() | {"buffers": self.networks.buffers()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        super().restore(state)
+        self.networks.restore(state["buffers"])
+
+
+class StudyTraining(Simulated):
+    """In float64: the quadratic problem from zero, or averaging alone from standard normal vectors.
+
+    Gradients are the steps; where there are none, averagings.
+    """
+
+    def __init__(self, run: AveragingBaseline, data: object = None) -> None:
+        shape = run.workers, run.quadratic.dimension
+        graph = topology.build(run.graph, run.workers, run.seed)
+        count = int(run.quadratic.horizon * run.workers)
+        events = schedules.PAIRINGS[run.pairing](graph, run.rate, count, run.seed, clock=run.clock)
+        if isinstance(run, QuadraticBaseline):
+            q = run.quadratic
+            source = Quadratic(*shape, seed=run.seed, noise=q.noise, heterogeneous=q.heterogeneous)
+            start, rates = np.zeros(shape), [run.optim.lr] * int(events.gradients_per_worker().max())
+            momentum, at_start = run.optim.momentum, run.gradient_read == "start"
+        else:
+            source, events = Quadratic(*shape, seed=run.seed), events.only(events.kind == COMMUNICATION)
+            start, rates = seeding.generator(run.seed, "start").standard_normal(shape), []
+            momentum, at_start = 0.0, False
+        engine = Engine(
+            torch.from_numpy(start),
+            constants_of(run),
+            Sgd(momentum, torch.zeros(shape[1], dtype=torch.float64), rates),
+            dynamics=dynamics_of(run),
+            batched=True,
+            read_at_start=at_start,
+        )
+        super().__init__(events, spans(len(events), run.evaluation.points), engine, source)
+
+    def measure(self, spans: int) -> Measurement:
+        time = float(self.engine.last.max())
+        mean, metrics = consensus(self.engine, time)
+        metrics["distance_to_optimum"] = float(mean.square().sum())
+        if (loss := mean_loss_(self.engine.losses)) is not None:
+            metrics["train_loss"] = loss
+        steps = self.engine.steps if self.events.gradients else self.engine.averagings
+        return Measurement(metrics, int(steps.sum()), 0.0, time)

@@ -1,0 +1,236 @@
+"""Figures of forward gradients, as `configs/forward_gradient/items.yaml` describes them: runs in, a figure and its
+numbers out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.ticker import MaxNLocator, NullFormatter
+
+from unlocked.forward_gradient.guesses import get as guess_of
+from unlocked.forward_gradient.method import Method
+from unlocked.items import style
+from unlocked.items.context import Context
+from unlocked.items.frames import Frames
+from unlocked.items.output import Figure
+from unlocked.items.style import draw
+from unlocked.papers.forward_gradient.tables import SPACES, by_method, guess_order
+
+
+def guesses_in(frames: Frames) -> list[str]:
+    """The guesses of runs, in the order of tables."""
+    return [name for name in guess_order() if name in set(frames.runs["guess"])]
+
+
+def alignment(context: Context) -> Figure:
+    guesses = guesses_in(context.frames)
+    figure, axes = style.new(2, len(guesses), height=3.2, sharex=True, sharey=True, squeeze=False)
+    numbers = []
+    for (space, title), row in zip(SPACES.items(), axes, strict=True):
+        for guess, ax in zip(guesses, row, strict=True):
+            data = context.frames.select(space=space, guess=guess).curve("cosine", ["space", "guess", "index"])
+            data = data.sort_values(["index", "step"]).assign(block=data["index"] + 1)
+            labels = "block " + data["block"].astype(str)
+            sns.lineplot(data, x="epoch", y="mean", hue=labels, palette="viridis", linewidth=1, ax=ax)
+            ax.axhline(0, color="0.6", linewidth=0.6)
+            ax.set(xlabel="epochs", ylabel=f"cosine, {title}")
+            numbers.append(data.drop(columns=["metric", "index"]))
+    for guess, ax in zip(guesses, axes[0], strict=True):
+        ax.set_title(f"{guess_of(guess).label} guess")
+    drawn = pd.concat(numbers)
+    style.shared_legend(figure, drawn["block"].nunique())
+    return Figure(figure, drawn)
+
+
+def look_of(target: str, guess: str) -> dict[str, Any]:
+    """How the curve of a cell of the table looks."""
+    cell = Method(target, guess)
+    return {"label": cell.label, "color": cell.colour, "linewidth": 1.1}
+
+
+def learning_curves(context: Context) -> Figure:
+    metrics = [f"{data}_{metric}" for metric in ("loss", "accuracy") for data in ("train", "test")]
+    figure, axes = style.new(2, len(metrics), height=3.4, sharex=True, sharey="col")
+    frames = by_method(context.frames)
+    numbers = []
+    for row, (space, title) in zip(axes, SPACES.items(), strict=True):
+        panels = [(ax, metric, "epoch") for ax, metric in zip(row, metrics, strict=True)]
+        own = draw(frames.select(space=[space, None]), panels, ["target", "guess"], look_of)
+        numbers.append(own.assign(space=space))
+        row[0].set_ylabel(f"guess in the {title}")
+    for ax, metric in zip(axes[0], metrics, strict=True):
+        ax.set_title(metric.replace("train_", "training ").replace("_", " "))
+        ax.set(yscale="log") if "loss" in metric else ax.set(ylim=(0, 1))
+    for ax in axes[1]:
+        ax.set_xlabel("epochs")
+    style.shared_legend(figure, len(axes[0, 0].lines))
+    return Figure(figure, pd.concat(numbers))
+
+
+NORMS = {  # quantiles over samples or tensors, but for the last, which has one value per block
+    "coefficient": "coefficient c",
+    "norm_ratio": "‖guess‖ / ‖target‖",
+    "estimate_norm_ratio": "‖estimate‖ / ‖gradient‖",
+}
+
+
+def norms(context: Context) -> Figure:
+    figure, axes = style.new(3, 2, height=4.6, sharex=True, sharey="row")
+    guesses = guesses_in(context.frames)
+    for row, label, usual in zip(axes, NORMS.values(), (0, 1, 1), strict=True):
+        row[0].set_ylabel(label)
+        for ax in row:
+            ax.set_yscale(**{"value": "log"} if usual else {"value": "symlog", "linthresh": 1e-3})
+            ax.axhline(usual, color="0.6", linewidth=0.6)
+    numbers = []
+    for column, (space, title) in zip(axes.T, SPACES.items(), strict=True):
+        for k, guess in enumerate(guesses):
+            frames, look = context.frames.select(guess=guess, space=space), {"color": guess_of(guess).colour}
+            for ax, metric in zip(column, NORMS, strict=True):
+                data = quantiles(frames, metric)
+                x = data["block"] + 0.16 * (k - (len(guesses) - 1) / 2)
+                ax.vlines(x, data["q10"], data["q90"], linewidth=1.2, alpha=0.6, **look)
+                ax.plot(x, data["q50"], "o", markersize=2.6, label=f"{guess_of(guess).label} guess", **look)
+                numbers.append(data.assign(metric=metric, space=space, guess=guess))
+        column[0].set(title=f"guess in the {title}")
+        column[2].set(xlabel="block", xticks=numbers[-1]["block"])
+    style.shared_legend(figure, len(guesses))
+    return Figure(figure, pd.concat(numbers))
+
+
+def quantiles(frames: Frames, metric: str) -> pd.DataFrame:
+    """Last values by block, means over runs: q10, q50 and q90; a metric that has one value per block is q50."""
+    several = f"{metric}_q50" in set(frames.history["metric"])
+    names = {q: f"{metric}_{q}" for q in ("q10", "q50", "q90")} if several else {"q50": metric}
+    data = pd.DataFrame({q: frames.by_index(name)["mean"] for q, name in names.items()}, columns=["q10", "q50", "q90"])
+    return data.assign(block=data.index + 1)
+
+
+def width(context: Context) -> Figure:
+    figure, ax = style.new(width=style.COLUMN, height=2.4)
+    runs = by_method(context.frames.completed).runs.rename(columns={"model.width": "width"})
+    looks = pd.DataFrame([look_of(*cell) for cell in zip(runs["target"], runs["guess"], strict=True)], index=runs.index)
+    labels = looks["label"] + runs["space"].map(SPACES).radd(", ").fillna("")
+    colors = dict(zip(labels, looks["color"], strict=True))
+    dashes = {label: (3, 1) if label.endswith(SPACES["weight"]) else "" for label in labels}
+    sns.lineplot(
+        runs, x="width", y="test_accuracy", hue=labels, palette=colors, style=labels, dashes=dashes, marker="o",
+        markersize=4, markeredgewidth=0, errorbar=("pi", 100), err_style="bars", ax=ax,
+    )  # fmt: skip
+    ax.set_xscale("log", base=2)
+    style.log_ticks(ax, context.frames.values("model.width"))
+    ax.set(xlabel="width (factor on the channels)", ylabel="test accuracy")
+    style.shared_legend(figure, 2)
+    groups = runs.groupby(["guess", "space", "width"], dropna=False, sort=False)["test_accuracy"]
+    return Figure(figure, groups.agg(mean="mean", low="min", high="max", runs="count").reset_index())
+
+
+ERROR_SPACES = {
+    "activity": ("activities", style.ORANGE),
+    "weight": ("weights", style.BLUE),
+    "weight_per_sample": ("weights, per sample", style.GREEN),
+}
+GUESSES = {"random": "-", "local": "--"}
+
+
+def error_panels(frames: Frames) -> dict[str, pd.DataFrame]:
+    """Last values, means over seeds, by panel: columns guess, of (the space), space (as in the CSV file), x, value."""
+    rows = frames.parts("measure", "guess", "of", "count").sort_values("step", kind="stable")
+    rows = rows.groupby(["run", "metric", "index"]).tail(1).join(frames.runs["model.width"].rename("width"), on="run")
+    sizes = rows[rows["measure"] == "dimension"].set_index(["run", "guess", "index"])["value"].rename("x")
+    rows = rows[rows["guess"].isin(GUESSES)].sort_values(["of", "guess"], ascending=[True, False], kind="stable")
+    rows = rows.assign(count=rows["count"].fillna("1").astype(int), space=rows["of"], block=rows["index"])
+    main, by = rows[rows["width"] == rows["width"].max()], ["guess", "of", "space", "x"]
+    cosine = main[main["measure"] == "error_cosine"].assign(x=main["count"])
+    cosine["space"] += cosine["guess"].map({"random": "", "local": ", local guess"})
+    error = main[(main["measure"] == "relative_error") & (main["count"] == 1)].assign(x=main["block"] + 1)
+    error["space"] = error["metric"].str.removeprefix("relative_error/")
+    single = rows[rows["metric"].str.fullmatch("error_cosine/random/.*/1")].join(sizes, on=["run", "of", "index"])
+    single["value"] = single["value"].abs()
+    panels = {"tangents": (cosine, by), "dimension": (single, [*by[:3], "width", "block", "x"]), "block": (error, by)}
+    return {
+        panel: own.groupby(keys, sort=False)["value"].mean().reset_index().assign(panel=panel)
+        for panel, (own, keys) in panels.items()
+    }
+
+
+def estimator_error(context: Context) -> Figure:
+    panels, largest = error_panels(context.frames.completed), context.frames.values("model.width")[-1]
+    figure, axes = style.new(1, 3, height=2.3)
+    for ax, (panel, data) in zip(axes, panels.items(), strict=True):
+        for (space, guess), own in data.groupby(["of", "guess"]):
+            look = {"color": ERROR_SPACES[space][1], "linestyle": "" if panel == "dimension" else GUESSES[guess]}
+            if panel == "tangents" and guess == "local":
+                ax.axhline(own["value"].item(), linewidth=1, **look)
+            else:
+                ax.plot(own["x"], own["value"], marker="o", markersize=2.3, **look)
+    counts, sizes = sorted(set(panels["tangents"]["x"])), panels["dimension"]["x"]
+    axes[0].set(xlabel="random guesses averaged", ylabel="cosine to the gradient", xscale="log", yscale="log")
+    axes[1].set(xlabel="dimension of the guess", ylabel="|cosine|, one random guess", xscale="log", yscale="log")
+    axes[2].set(xlabel="block", ylabel="relative error", yscale="log")
+    style.log_ticks(axes[0], counts[:: 1 + (len(counts) > 5)])
+    axes[0].yaxis.set_minor_formatter(NullFormatter())
+    axes[2].xaxis.set_major_locator(MaxNLocator(integer=True))
+    ends = np.array([sizes.min(), sizes.max()])
+    axes[1].plot(ends, np.sqrt(2 / (np.pi * ends)), color="0.4", linewidth=0.8, linestyle=":")
+    corner = {"transform": axes[1].transAxes, "fontsize": 6, "ha": "right", "va": "top"}
+    axes[1].text(0.97, 0.97, r"dotted: $\sqrt{2/(\pi d)}$", **corner)
+    style.panel(axes, [f"random guesses, width {largest:g}", "dimension", f"by block, width {largest:g}"])
+    for name, color in ERROR_SPACES.values():
+        axes[0].plot([], color=color, label=name)
+    for guess, dash in GUESSES.items():
+        axes[0].plot([], color="0.3", linestyle=dash, label=f"{guess} guess")
+    style.shared_legend(figure, 5)
+    return Figure(figure, pd.concat(panels.values()).drop(columns=["guess", "of"]))
+
+
+COSTS = {
+    "forward": ("forward pass", style.BLACK),
+    "jvp": ("Jacobian-vector product", style.RED),
+    "tangents": ("exact per sample, eight products at a time", style.GREEN),
+    "backpropagation": ("backpropagation", style.BLUE),
+}
+
+
+def forward_mode_cost(context: Context) -> Figure:
+    rows = context.frames.parts("measure", "case", "block")
+    rows["block"] = rows["block"].astype(int) + 1
+    numbers = rows.groupby(["measure", "case", "block"])["value"].agg(["mean", "min", "max"])
+    figure, axes = style.new(1, 2, height=2.2)
+    for ax, measure, whole in zip(axes, ("seconds", "bytes"), ("forward", "backpropagation"), strict=True):
+        for case, (name, color) in COSTS.items():
+            if (measure, case, 1) in numbers.index:  # nobody times the exact ones
+                data = numbers.loc[measure, case] / numbers.loc[(measure, whole, 1), "mean"]
+                ax.plot(data.index, data["mean"], color=color, marker="o", markersize=3, label=name)
+                ax.fill_between(data.index, data["min"], data["max"], color=color, alpha=0.15, linewidth=0)
+    axes[0].set(xlabel="from block", ylabel="time / forward pass from block 1", ylim=(0, None))
+    axes[1].set(xlabel="from block", ylabel="peak memory / backpropagation", ylim=(0, None))
+    run = context.frames.runs.iloc[0]
+    style.panel(axes, [f"time, width {run['model.width']:g}, batch {run['optim.batch_size']}", "memory"])
+    style.shared_legend(figure, 2)
+    return Figure(figure, numbers.reset_index())
+
+
+COUPLING = {
+    "batch_statistics": ("BatchNorm, batch statistics", style.RED),
+    "running_statistics": ("BatchNorm, running statistics", style.BLUE),
+    "group_norm": ("GroupNorm", style.GREEN),
+}
+
+
+def batchnorm_coupling(context: Context) -> Figure:
+    figure, axes = style.new(1, 2, height=2.2, sharey=True)
+    numbers = []
+    for case, (name, color) in COUPLING.items():
+        for ax, metric in zip(axes, ("per_sample_error", "batch_level_error"), strict=True):
+            data = context.frames.by_index(f"{metric}/{case}")
+            ax.plot(data.index + 1, data["mean"], color=color, marker="o", markersize=3, label=name)
+            ax.set(xlabel="block", yscale="log")
+            numbers.append(data.assign(block=data.index + 1, metric=metric, case=case))
+    axes[0].set_ylabel("relative error of one pass")
+    style.panel(axes, ["coefficients of samples", "their sum over the batch"])
+    style.shared_legend(figure, 3)
+    return Figure(figure, pd.concat(numbers))

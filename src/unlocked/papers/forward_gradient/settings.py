@@ -1,0 +1,363 @@
+"""What can be run for forward gradients: a training for every cell of target, guess and space, and four studies.
+
+Classes are built up by what a run has: backpropagation has no space, local learning nothing to project, a study on a
+fresh net no budget.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from unlocked.errors import SettingError
+from unlocked.forward_gradient import guesses, targets
+from unlocked.forward_gradient.guesses import DISTRIBUTIONS
+from unlocked.forward_gradient.method import MODES, PRECISIONS, SPACES, Method
+from unlocked.papers.base import total_gradients
+from unlocked.papers.run import (
+    PROCESS_MB,
+    THROUGHPUT,
+    Budget,
+    Data,
+    Estimate,
+    Model,
+    Run,
+    Runtime,
+    number,
+)  # fmt: skip
+from unlocked.settings import Settings, inside, setting
+from unlocked.vision import networks
+
+# An estimate's time by (space, source of the guess), backpropagation's being 1, without auxiliary nets; measured on one
+# core with the 8-block net at width 1/2. A global target costs a way back.
+FACTORS = {
+    ("activity", "noise"): 1.0,
+    ("activity", "head"): 1.05,
+    ("weight", "noise"): 0.9,
+    ("weight", "head"): 1.4,
+    ("weight_per_sample", "noise"): 2.8,
+    ("weight_per_sample", "head"): 3.8,
+}
+LOCAL_TARGET = 0.75  # of the time with a global target
+FORWARD_MODE = 2.0  # of the time by projection, per Jacobian-vector product that goes through the whole net
+PER_BLOCK = {"cpu": 2.5e-3, "cuda": 1.5e-3}  # seconds per step and block that do not depend on the width
+CASES = 24  # gradients that a study on a fresh net costs, roughly
+
+
+@dataclass(frozen=True)
+class BlockNet(Model):
+    """A net in blocks."""
+
+    name: str = setting("resnet18_8", "the network; the number is that of its blocks", names=networks.IN_BLOCKS)
+
+
+@dataclass(frozen=True)
+class StepSgd(Budget):
+    """Plain SGD with steps of the learning rate; weight decay of all parameters that are stepped."""
+
+    schedule: str = setting("step", "of the learning rate", names=("step", "constant"))
+    step_every: int = setting(30, "epochs between two reductions", least=1)
+    step_gamma: float = setting(0.2, "factor of each reduction", above=0, most=1)
+
+
+@dataclass(frozen=True)
+class Batch(Settings):
+    """Of a study that takes no step."""
+
+    batch_size: int = setting(128, "samples of a batch", least=1)
+
+
+@dataclass(frozen=True)
+class Evaluation(Settings):
+    """What is measured of the net and of every block, and how often."""
+
+    points: int = setting(20, "evaluations, evenly spaced, besides the start", least=1, most=100_000)
+    recalibration_batches: int = setting(50, "training batches from which BatchNorm statistics are taken", least=1)
+
+
+@dataclass(frozen=True)
+class Measure(Settings):
+    """What is measured of the estimates at every evaluation, besides accuracy and loss."""
+
+    batches: int = setting(2, "fixed batches on which target, guess and true gradient are compared", least=0)
+    batch_size: int = setting(128, "samples in each of them", least=1)
+    tensors: bool = setting(False, "cosine, norm ratio and coefficient also of every single parameter tensor")
+
+
+@dataclass(frozen=True)
+class BlockRuntime(Runtime):
+    """How the blocks are executed."""
+
+    precision: str = setting("float32", "of the blocks' layers; bfloat16: autocast", names=PRECISIONS)
+    channels_last: bool = setting(False, "memory layout of nets and images; faster on GPUs")
+    compile: bool = setting(False, "torch.compile of the blocks; needs a C++ compiler")
+
+
+@dataclass(frozen=True)
+class ForwardRun(Run):
+    """What all runs of this paper have."""
+
+    paper: ClassVar[str] = "forward_gradient"
+    data: Data = setting(Data(), "what is learned")
+    model: BlockNet = setting(BlockNet(), "the net")
+
+    @property
+    def heads(self) -> str:
+        """The kind of auxiliary nets; the cheapest where nothing but their accuracy comes from them."""
+        return getattr(self, "auxiliary", "linear")
+
+    @property
+    def batch_size(self) -> int:
+        """Samples of a batch."""
+        raise NotImplementedError
+
+    def what(self) -> list[str]:
+        """What it is, in a name."""
+        return [self.study]
+
+    def slug(self) -> str:
+        width = [f"w{number(self.model.width)}"] * (self.model.width != 1)
+        return "-".join([*self.what(), f"b{networks.NETWORKS[self.model.name].blocks}", *width])
+
+    def costs(self, steps: int, factor: float) -> Estimate:
+        """The blocks' passes by a factor, and three forward passes of every auxiliary net."""
+        shape = self.data.shape
+        net = networks.cost(self.model.name, None, **shape, width=self.model.width)
+        heads = networks.cost(self.model.name, self.heads, **shape, width=self.model.width)
+        kind = self.runtime.kind
+        macs = 3 * net.forward_macs * factor + 3 * heads.forward_macs
+        each = PER_BLOCK[kind] * networks.NETWORKS[self.model.name].blocks + macs * self.batch_size / THROUGHPUT[kind]
+        numbers = 4 * (net.parameters + heads.parameters)  # weights, gradients, guess and SGD buffer
+        numbers += (net.activations + heads.activations) * self.batch_size + self.extra_numbers()
+        memory = PROCESS_MB + round((4 * numbers + self.data.bytes) / 2**20)
+        return Estimate(steps, round(steps * each, 1), memory)
+
+    def extra_numbers(self) -> float:
+        """Numbers in memory beyond weights, gradients, guess, SGD buffer and activations."""
+        return 0
+
+
+@dataclass(frozen=True)
+class Trained(ForwardRun):
+    """A training, whatever its gradients are."""
+
+    trainer: ClassVar[str] = "unlocked.papers.forward_gradient.training.ForwardTraining"
+    target: str = setting("global", "gradient to follow: of the net's loss, or of the block's own", names=targets.names)
+    guess: str = setting("global", "direction on which the target is projected", names=guesses.names)
+    optim: StepSgd = setting(StepSgd(), "the optimiser")
+    evaluation: Evaluation = setting(Evaluation(), "what is measured")
+    measure: Measure = setting(Measure(), "what is measured of the estimates")
+    test_statistics: str = setting(
+        "running",
+        "BatchNorm at test time: averages kept in training, or (short runs) averages at the weights that are tested",
+        names=("running", "recalibrate"),
+    )
+    runtime: BlockRuntime = setting(BlockRuntime(), "where and how it is executed")
+
+    def check(self) -> None:
+        self.optim.refuse_small_data(self.data)
+        wanted = self.measure.batches * self.measure.batch_size
+        if wanted > self.data.images:
+            right = f"needs {wanted} images of {self.data.images}"
+            raise SettingError("measure.batches", self.measure.batches, right)
+        with inside("runtime"):
+            self.method.check_precision(self.runtime.precision)
+        per_sample = self.method.space == "weight" and not self.method.is_averaged
+        if self.runtime.compile and (self.method.mode == "forward_mode" or per_sample):
+            right = "needs mode = projection, and no coefficients per sample in the weights"
+            raise SettingError("runtime.compile", True, right)
+
+    @property
+    def method(self) -> Method:
+        """The cell of the table."""
+        return Method(self.target, self.guess)
+
+    @property
+    def batch_size(self) -> int:
+        return self.optim.batch_size
+
+    @property
+    def total_gradients(self) -> int:
+        return total_gradients(self.optim.epochs, self.data.images, self.optim.batch_size)
+
+    def factor(self) -> float:
+        """Time of an estimate's passes through the blocks, backpropagation's being 1."""
+        return 1.0 if self.target == "global" else LOCAL_TARGET
+
+    def estimate(self) -> Estimate:
+        return self.costs(self.total_gradients, self.factor())
+
+
+@dataclass(frozen=True)
+class Backpropagation(Trained):
+    """The true gradient of the whole net."""
+
+    target: str = setting("global", "the net's loss", names=("global",))
+    guess: str = setting("global", "the target itself", names=("global",))
+
+    def what(self) -> list[str]:
+        return ["backpropagation"]
+
+
+@dataclass(frozen=True)
+class LocalLearning(Trained):
+    """Every block follows its own loss."""
+
+    target: str = setting("local", "the block's own loss", names=("local",))
+    guess: str = setting("local", "the target itself", names=("local",))
+    auxiliary: str = setting("cnn", "nets that give blocks a loss", names=networks.AUXILIARIES)
+
+    def what(self) -> list[str]:
+        return [self.target, self.guess, self.auxiliary]
+
+
+@dataclass(frozen=True)
+class Projected(Trained):
+    """A guess that is not the target."""
+
+    space: str = setting("activity", "where target and guess live: a block's output, or its weights", names=SPACES)
+    averaged: bool | None = setting(None, "one coefficient per tensor, not per sample; null: in the space weight")
+    mode: str = setting(
+        "projection", "how <T, G> is found: backpropagating the target, or Jacobian-vector products", names=MODES
+    )
+
+    def check(self) -> None:
+        if self.averaged is None:
+            object.__setattr__(self, "averaged", self.space == "weight")
+        super().check()
+
+    @property
+    def method(self) -> Method:
+        return Method(self.target, self.guess, self.space, averaged=self.averaged, mode=self.mode)
+
+    @property
+    def place(self) -> str:
+        """Space and kind of coefficient, e.g. `weight_per_sample`."""
+        usual = self.averaged == (self.space == "weight")
+        return self.space + ("" if usual else "_averaged" if self.averaged else "_per_sample")
+
+    def what(self) -> list[str]:
+        tangents = [f"{self.method.tangents}tangents"] * (self.method.tangents > 1)
+        special = [value for value in (self.method.distribution, self.mode) if value not in ("gaussian", "projection")]
+        heads = [self.heads] * hasattr(self, "auxiliary")
+        return [self.target, self.guess, self.place, *tangents, *special, *heads]
+
+    def factor(self) -> float:
+        space = "activity" if self.space == "activity" else self.place
+        factor = FACTORS[space, guesses.get(self.guess).source] * self.method.tangents
+        factor *= LOCAL_TARGET if self.target == "local" else 1.0
+        if self.mode == "forward_mode":
+            samples = 1 if self.averaged else self.optim.batch_size
+            factor += FORWARD_MODE * networks.NETWORKS[self.model.name].blocks / 2 * samples
+        return factor
+
+    def extra_numbers(self) -> float:
+        if self.place != "weight_per_sample":
+            return 0
+        net = networks.cost(self.model.name, None, **self.data.shape, width=self.model.width)
+        return 3 * networks.NETWORKS[self.model.name].largest_block * net.parameters * self.batch_size
+
+
+@dataclass(frozen=True)
+class GlobalNoise(Projected):
+    """The global target on fresh noise; no auxiliary net has a part in it."""
+
+    guess: str = setting("random", "fresh noise in every step", names=lambda: guesses_from("noise"))
+    distribution: str = setting("gaussian", "of the noise", names=DISTRIBUTIONS)
+    tangents: int = setting(1, "random guesses per step, averaged", least=1, most=100_000)
+
+    @property
+    def method(self) -> Method:
+        return Method(
+            self.target, self.guess, self.space, averaged=self.averaged, mode=self.mode, tangents=self.tangents,
+            distribution=self.distribution,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LocalNoise(GlobalNoise):
+    """A target that comes from auxiliary nets on fresh noise."""
+
+    target: str = setting("local", "the block's own loss", names=targets.names)
+    auxiliary: str = setting("cnn", "nets that give blocks a loss", names=networks.AUXILIARIES)
+
+
+@dataclass(frozen=True)
+class HeadGuess(Projected):
+    """A target on a guess that comes from auxiliary nets: local, NTK, fixed NTK."""
+
+    guess: str = setting("local", "from which auxiliary nets", names=lambda: guesses_from("head"))
+    auxiliary: str = setting("cnn", "nets that give blocks a loss", names=networks.AUXILIARIES)
+
+
+def guesses_from(source: str) -> list[str]:
+    """The guesses that come from noise, from heads, or from the target."""
+    return [name for name in guesses.names() if guesses.get(name).source == source]
+
+
+@dataclass(frozen=True)
+class EstimatorError(Trained):
+    """How far estimates are from the gradient, before and after a short training with the local guess."""
+
+    trainer: ClassVar[str] = "unlocked.papers.forward_gradient.studies.EstimatorError"
+    study: str = setting("estimator_error", "error of every guess's estimate", names=("estimator_error",))
+    target: str = setting("global", "the net's loss", names=("global",))
+    guess: str = setting("local", "of the training", names=("local",))
+    auxiliary: str = setting("cnn", "nets that give blocks a loss", names=networks.AUXILIARIES)
+    tangents: int = setting(1, "the most random guesses that are averaged", least=1, most=100_000)
+
+    def factor(self) -> float:
+        return FACTORS["activity", "head"]
+
+
+@dataclass(frozen=True)
+class FreshNetStudy(ForwardRun):
+    """A measurement on a net as it was drawn."""
+
+    trainer: ClassVar[str] = "unlocked.papers.forward_gradient.studies.Study"
+    optim: Batch = setting(Batch(), "the batch")
+
+    @property
+    def batch_size(self) -> int:
+        return self.optim.batch_size
+
+    def check(self) -> None:
+        if self.optim.batch_size > self.data.images:
+            right = f"{self.data.name} has {self.data.images} images to train"
+            raise SettingError("optim.batch_size", self.optim.batch_size, right)
+
+    @property
+    def total_gradients(self) -> int:
+        return CASES
+
+    def estimate(self) -> Estimate:
+        return self.costs(CASES, 1.0)
+
+
+@dataclass(frozen=True)
+class ForwardModeCost(FreshNetStudy):
+    """Time and memory of Jacobian-vector products and backpropagation."""
+
+    study: str = setting("forward_mode_cost", "time and memory of forward mode", names=("forward_mode_cost",))
+
+
+@dataclass(frozen=True)
+class BatchNormCoupling(FreshNetStudy):
+    """Error of per-sample coefficients from one product, by normalisation."""
+
+    study: str = setting("batchnorm_coupling", "per-sample coefficients in one pass", names=("batchnorm_coupling",))
+
+
+@dataclass(frozen=True)
+class AuxiliaryCost(FreshNetStudy):
+    """Parameters and multiply-adds of every auxiliary net."""
+
+    study: str = setting("auxiliary_cost", "size of the auxiliary nets", names=("auxiliary_cost",))
+
+
+STUDIES: dict[str, type[ForwardRun]] = {
+    "estimator_error": EstimatorError,
+    "forward_mode_cost": ForwardModeCost,
+    "batchnorm_coupling": BatchNormCoupling,
+    "auxiliary_cost": AuxiliaryCost,
+}

@@ -1,0 +1,280 @@
+"""Measurements that are no training for a figure of accuracy, each a run with a record like any other.
+
+Metrics carry what they compare in their name, as `metric/case`; their values are one per block.
+"""
+
+from __future__ import annotations
+
+import timeit
+from collections.abc import Callable, Iterator
+from functools import partial
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vmap
+from torch.nn.functional import cross_entropy
+
+from unlocked import seeding
+from unlocked.forward_gradient import forward_mode, passes, spaces
+from unlocked.forward_gradient.estimator import estimate
+from unlocked.forward_gradient.memory import peak_bytes
+from unlocked.forward_gradient.method import Method
+from unlocked.forward_gradient.projection import scale
+from unlocked.papers.base import Measurement
+from unlocked.papers.forward_gradient import network, settings
+from unlocked.papers.forward_gradient.network import Net
+from unlocked.papers.forward_gradient.training import ForwardTraining
+from unlocked.vision import auxiliary, networks
+from unlocked.vision.data.splits import Dataset
+
+Metrics = dict[str, Any]
+Case = Callable[[], Metrics]
+SPACES = {"weight": ("weight", True), "weight_per_sample": ("weight", False), "activity": ("activity", False)}
+REPEATS = 3  # timings, of which the fastest counts
+
+
+class EstimatorError(ForwardTraining):
+    """A training with the local guess that measures, at its start and end, the error of every guess's estimate.
+
+    At its start the auxiliary nets are as drawn; at its end they are trained.
+    """
+
+    run: settings.EstimatorError
+
+    def measure(self, spans: int) -> Measurement:
+        found = super().measure(spans)
+        if spans in (0, self.spans):
+            found.metrics.update(estimator_error(self.run, self.data, self.net, found.step))
+        return found
+
+
+def estimator_error(run: settings.EstimatorError, data: Dataset, net: Net, step: int) -> Metrics:
+    """Cosine and relative error of estimates to the true gradient, per block, on one batch.
+
+    Cases: `local/<space>`, `ntk/<space>`, and `random/<space>/<tangents>` with the means of 1, 2, 4 ... random guesses.
+    `dimension/<space>`: numbers that a guess has, per block: in all weights, or in one sample's output.
+    """
+    images, labels = first_batch(run, data)
+
+    def measured(heads: Any, method: Method, **options: Any) -> dict[str, Tensor]:
+        return estimate(net.blocks, heads, images, labels, method, **options).gradients
+
+    truth = measured(net.auxiliaries, Method("global", "global"))
+    redrawn = network.auxiliaries(run, data, run.auxiliary, seeding.integer(run.seed, "ntk of the error study", step))
+    weights = [sum(p.numel() for p in block.parameters()) for block in net.blocks[:-1]]
+    outputs = [features[0].numel() for features in chain(net, images)[1:]]
+    metrics = {f"dimension/{name}": outputs if name == "activity" else weights for name in SPACES}
+    for name, (space, averaged) in SPACES.items():
+        for guess, heads in (("local", net.auxiliaries), ("ntk", redrawn)):
+            found = measured(heads, Method("global", guess, space, averaged=averaged))
+            metrics |= compare(f"{guess}/{name}", found, truth, len(outputs))
+        total: dict[str, Tensor] = {}
+        for number in range(1, (run.tangents if name != "weight_per_sample" else min(run.tangents, 4)) + 1):
+            method = Method("global", "random", space, averaged=averaged)
+            found = measured(net.auxiliaries, method, generator=network.noise(run, "error study", step, number))
+            total = {key: total[key] + value if total else value for key, value in found.items()}
+            if number & (number - 1) == 0:
+                mean = {key: value / number for key, value in total.items()}
+                metrics |= compare(f"random/{name}/{number}", mean, truth, len(outputs))
+    return metrics
+
+
+def compare(case: str, found: dict[str, Tensor], truth: dict[str, Tensor], blocks: int) -> Metrics:
+    """Cosine and relative error of the first `blocks` blocks' gradients, all tensors of a block joined."""
+    cosine, error = [], []
+    for block in range(blocks):
+        names = [name for name in truth if name.startswith(f"blocks.{block}.")]
+        estimated, true = (torch.cat([side[name].flatten() for name in names]) for side in (found, truth))
+        cosine.append(float(torch.cosine_similarity(estimated, true, dim=0)))
+        error.append(float((estimated - true).norm() / true.norm()))
+    return {f"error_cosine/{case}": cosine, f"relative_error/{case}": error}
+
+
+def first_batch(run: settings.ForwardRun, data: Dataset) -> tuple[Tensor, Tensor]:
+    """A seeded batch of training images, not augmented, and its labels."""
+    order = seeding.generator(run.seed, "study").permutation(len(data.train))
+    return data.train.batch(order[: run.batch_size])
+
+
+def chain(net: Net, images: Tensor) -> list[Tensor]:
+    """The inputs of every block, statistics untouched."""
+    inputs = [images]
+    with torch.no_grad(), passes.frozen_statistics(*net.blocks):
+        for block in net.blocks[:-1]:
+            inputs.append(block(inputs[-1]))
+    return inputs
+
+
+class Study:
+    """A study on fresh nets: every case is a step, and one evaluation at the end reports them all."""
+
+    spans = 1
+
+    def __init__(self, run: settings.FreshNetStudy, data: Dataset) -> None:
+        self.cases = CASES[run.study](run, data)
+        self.metrics: Metrics = {}
+        self.steps = 0
+
+    def advance(self, span: int, skip: int) -> Iterator[None]:
+        for case in islice(self.cases, skip, None):
+            self.metrics |= case()
+            self.steps += 1
+            yield
+
+    def healthy(self) -> bool:
+        return True
+
+    def measure(self, spans: int) -> Measurement:
+        return Measurement(self.metrics if spans else {}, self.steps, 0.0, 0.0)
+
+    def counts(self) -> dict[str, Any]:
+        return {"gradients": 0}  # none for training
+
+    def state(self) -> dict[str, Any]:
+        return {"metrics": self.metrics, "steps": self.steps}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.metrics, self.steps = dict(state["metrics"]), state["steps"]
+
+
+def auxiliary_cost(run: settings.FreshNetStudy, data: Dataset) -> Iterator[Case]:
+    """Parameters and FLOPs (one per multiply-add) of the blocks and of every auxiliary net on them."""
+    net = network.build(run, data).eval()
+    inputs = chain(net, first_batch(run, data)[0][:1])
+    with torch.no_grad():
+        outputs = [*inputs[1:], net.blocks[-1](inputs[-1])]
+
+    def counted(name: str, modules: Any, inputs: list[Tensor]) -> Metrics:
+        counts = [auxiliary.counts(m.cpu(), x.shape[1:]) for m, x in zip(modules, inputs, strict=True)]
+        return {f"parameters/{name}": [p for p, _ in counts], f"flops/{name}": [f for _, f in counts]}
+
+    yield partial(counted, "blocks", net.blocks, inputs)
+    yield partial(counted, "classifier", [net.auxiliaries[-1]], outputs[-1:])
+    for name in networks.AUXILIARIES:
+        yield partial(counted, name, network.auxiliaries(run, data, name, run.seed)[:-1], outputs[:-1])
+
+
+def forward_mode_cost(run: settings.FreshNetStudy, data: Dataset) -> Iterator[Case]:
+    """Seconds and peak bytes of each of `computations`, block by block.
+
+    `tangents`: bytes only, for the time is that of as many products.
+    """
+    net, device = network.build(run, data), run.runtime.device
+    images, labels = first_batch(run, data)
+
+    def cost(start: int, inputs: Tensor) -> Metrics:
+        metrics: Metrics = {}
+        for kind, compute in computations(net, start, inputs, labels, network.noise(run, "cost", start)).items():
+            if kind != "tangents":
+                metrics[f"seconds/{kind}/{start}"] = fastest(compute, device)
+            metrics[f"bytes/{kind}/{start}"] = float(peak_bytes(compute, device))
+        return metrics
+
+    for start, inputs in enumerate(chain(net, images)):
+        yield partial(cost, start, inputs)
+
+
+def computations(
+    net: Net, start: int, inputs: Tensor, labels: Tensor, generator: torch.Generator
+) -> dict[str, Callable[[], object]]:
+    """What can be computed between the inputs of block `start` and the loss.
+
+    `forward`: the loss alone. `jvp`: one Jacobian-vector product along noise at the block's output, without anything
+    kept for a way back. `tangents`: as many at once as exact per-sample coefficients take at a time
+    (`forward_mode.CHUNK`), each along one sample's noise. `backpropagation`: forward, and back to the gradients of the
+    parameters of this block and all later ones.
+    """
+    parameters = [*net.blocks[start:].parameters(), *net.auxiliaries[-1].parameters()]
+
+    def loss(features: Tensor, first: int) -> Tensor:
+        for block in net.blocks[first:]:
+            features = block(features)
+        return cross_entropy(net.auxiliaries[-1](features), labels)
+
+    def slope(features: Tensor, tangent: Tensor) -> Tensor:
+        return jvp(lambda moved: loss(moved, start + 1), (features,), (tangent,))[1]
+
+    def slopes(features: Tensor, tangent: Tensor) -> Tensor:
+        one_hot = torch.eye(len(features), dtype=features.dtype, device=features.device)
+
+        def of_one(row: Tensor) -> Tensor:
+            zeros = torch.zeros_like(row)
+            return jvp(lambda by: loss(features + scale(by, tangent), start + 1), (zeros,), (row,))[1]
+
+        return vmap(of_one)(one_hot[: forward_mode.CHUNK])
+
+    def along_noise(of: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        features = net.blocks[start](inputs)
+        noise = torch.randn(features.shape, generator=generator, dtype=features.dtype, device=features.device)
+        return of(features, noise)
+
+    def frozen(compute: Callable[[], object], forward_only: bool = True) -> object:
+        with torch.set_grad_enabled(not forward_only), passes.frozen_statistics(net.blocks, net.auxiliaries):
+            return compute()
+
+    return {
+        "forward": lambda: frozen(lambda: loss(inputs, start)),
+        "jvp": lambda: frozen(lambda: along_noise(slope)),
+        "tangents": lambda: frozen(lambda: along_noise(slopes)),
+        "backpropagation": lambda: frozen(lambda: torch.autograd.grad(loss(inputs, start), parameters), False),
+    }
+
+
+def fastest(compute: Callable[[], object], device: str) -> float:
+    """Seconds of the fastest of `REPEATS` calls after one that warms up."""
+
+    def whole() -> None:
+        compute()
+        if device.startswith("cuda"):
+            torch.cuda.synchronize(device)
+
+    return min(timeit.repeat(whole, number=1, repeat=REPEATS + 1)[1:])
+
+
+def batchnorm_coupling(run: settings.FreshNetStudy, data: Dataset) -> Iterator[Case]:
+    """Relative error of per-sample coefficients from one Jacobian-vector product, against the exact <T, G>.
+
+    One pass differentiates the vector of losses along all samples' directions at once, which is right where samples do
+    not interact. Cases: `batch_statistics`, `running_statistics` (evaluation mode), `group_norm`; random guesses at
+    every block's output but the last, in float64. `batch_level_error`: of the sum over samples.
+    """
+    for norm, case in (("batch", "batch_statistics"), ("batch", "running_statistics"), ("group", "group_norm")):
+        yield partial(one_pass_errors, run, data, norm, case)
+
+
+def one_pass_errors(run: settings.FreshNetStudy, data: Dataset, norm: str, case: str) -> Metrics:
+    """A case of `batchnorm_coupling`."""
+    net = network.build(run, data, norm).double()
+    images, labels = first_batch(run, data)
+    images = images.double()
+    if case == "running_statistics":
+        with torch.no_grad():  # what they would be in training, roughly
+            for _ in range(20):
+                net(images)
+        net.eval()
+    guesses: list[Tensor] = []
+
+    def noise(shape: Any, dtype: torch.dtype, device: torch.device) -> Tensor:
+        generator = network.noise(run, "coupling", len(guesses))
+        guesses.append(torch.randn(shape, generator=generator, dtype=dtype, device=device))
+        return guesses[-1]
+
+    projected = estimate(net.blocks, net.auxiliaries, images, labels, Method("global", "random"), noise=noise)
+    metrics: Metrics = {f"per_sample_error/{case}": [], f"batch_level_error/{case}": []}
+    for index, (guess, inputs) in enumerate(zip(guesses, chain(net, images), strict=False)):
+        step = passes.forward(index, net.blocks[index], inputs, chained=False)
+        tail, space = [*net.blocks[index + 1 :], net.auxiliaries[-1]], spaces.Activity(averaged=False)
+        found = forward_mode.slopes(step, tail, labels, space, "output", guess, one_pass=True)
+        exact = projected.coefficients[f"blocks.{index}.output"]
+        for error, one, true in (("per_sample", found, exact), ("batch_level", found.sum(), exact.sum())):
+            metrics[f"{error}_error/{case}"].append(float((one - true).norm() / true.norm()))
+    return metrics
+
+
+CASES: dict[str, Callable[[settings.FreshNetStudy, Dataset], Iterator[Case]]] = {
+    "auxiliary_cost": auxiliary_cost,
+    "forward_mode_cost": forward_mode_cost,
+    "batchnorm_coupling": batchnorm_coupling,
+}

@@ -1,0 +1,153 @@
+"""The W&B reports: one per paper, from the same items, captions, tables and verdicts as the HTML report.
+
+A definition is made without a server or an account, and written as JSON; uploading it, and the offline runs that its
+panels show, is a step of its own that needs a key. W&B is imported where it is used: others do not wait for it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from unlocked.artifact.plan import CLAIMS, Item
+from unlocked.artifact.record import folder_of
+from unlocked.errors import DataError, SettingError
+from unlocked.items.output import atomically
+from unlocked.items.table import Table
+from unlocked.papers import PAPERS
+from unlocked.papers.run import Runtime
+from unlocked.report import claims
+from unlocked.report.page import Sources, show
+from unlocked.units import human_bytes, plural
+
+X_AXIS = {"over_epochs": "epoch", "over_time": "virtual_time"}  # of the panels that are curves
+KEY = "WANDB_API_KEY"
+NOWHERE = {"entity": "", "project": ""}  # on a server: of a definition that is not uploaded
+
+
+def library() -> ModuleType:
+    """`wandb_workspaces.reports.v2`; `DataError` with what to install if it is missing."""
+    try:
+        import wandb_workspaces.reports.v2 as reports
+    except ImportError:
+        raise DataError("the W&B reports need a package that is missing: pip install wandb-workspaces") from None
+    return reports
+
+
+def destination(sources: Sources) -> dict[str, str]:
+    """Where the plan's settings send runs and reports; no entity if they name none."""
+    runtime = sources.plan.runtime
+    project = runtime.get("wandb_project") or Runtime.wandb_project
+    return {"entity": runtime.get("wandb_entity") or "", "project": project}
+
+
+def panels(item: Item, sources: Sources) -> list[Any]:
+    """Curves of all runs of an item, and bars for last values; a metric that none of them logged is refused."""
+    frames, reports = sources.frames_of(item), library()
+    complete = len(frames.runs) == len(item.runs) and not frames.column("diverged").any()
+    logged = frames.history[["metric", "index"]].drop_duplicates().itertuples(index=False)
+    known = {metric if index < 0 else f"{metric}/{index}" for metric, index in logged}
+    drawn: list[Any] = []
+    for kind, metric in ((kind, metric) for kind, own in item.config.panels.items() for metric in own):
+        if complete and metric not in known:
+            where = f"configs/{item.paper}/items.yaml: {item.id}.panels"
+            raise SettingError(where, metric, "is a metric that no run of the item logs")
+        layout = reports.Layout(x=12 * (len(drawn) % 2), y=7 * (len(drawn) // 2), w=12, h=7)  # of a grid 24 wide
+        title, x = metric.replace("_", " "), X_AXIS.get(kind, "")
+        if kind == "final":
+            drawn.append(reports.BarPlot(title=f"{title} at the end", metrics=[metric], layout=layout))
+        else:
+            drawn.append(reports.LinePlot(title=title, x=x, y=[metric], title_x=x.replace("_", " "), layout=layout))
+    return drawn
+
+
+def markdown(table: Table) -> str:
+    """A table as a Markdown block; a bar in a cell is escaped."""
+    rows = tuple(tuple(cell.replace("|", "\\|") for cell in row) for row in table.rows)
+    return dataclasses.replace(table, rows=rows).markdown()
+
+
+def section(item: Item, sources: Sources, to: dict[str, str]) -> list[Any]:
+    """Title, caption, table, panels over the runs that carry its tag and the scale's, and the rebuilding command."""
+    reports, shown = library(), show(item, sources)
+    blocks = [reports.H2(shown["title"]), reports.P(shown["caption"])]
+    if item.config.kind == "table":
+        blocks.append(reports.MarkdownBlock(text=markdown(shown["table"]) if shown["built"] else "*Not built.*"))
+    if item.runs:
+        tagged = " and ".join(f"Tags() in ['{tag}']" for tag in (item.name, sources.plan.scale.name))
+        order = [reports.OrderBy("Name", ascending=True)]
+        runs = reports.Runset(**to, name=item.name, filters=tagged, order=order)
+        blocks.append(reports.PanelGrid(runsets=[runs], panels=panels(item, sources)))
+    else:
+        blocks.append(reports.P("Computed without training: there are no runs to show."))
+    return [*blocks, reports.MarkdownBlock(text=f"Rebuild: `{shown['command']}`")]
+
+
+def definitions(sources: Sources, to: dict[str, str] = NOWHERE) -> dict[str, Any]:
+    """The reports of all papers. Without a destination nothing is asked of a server."""
+    reports, scale, made = library(), sources.plan.scale, {}
+    judged = claims.read(sources.verdicts)
+    for key, paper in PAPERS.items():
+        own = judged[judged["paper"] == key]
+        verdicts = f"Not built: `{sources.command(CLAIMS)}`" if own.empty else markdown(claims.as_table(own))
+        blocks = [
+            reports.TableOfContents(),
+            reports.H1("Verdicts"),
+            reports.MarkdownBlock(text=verdicts),
+            reports.H1("Tables and figures"),
+            *(block for item in sources.items(key) for block in section(item, sources, to)),
+        ]
+        title = f"{paper.short}, rebuilt at the {scale.name} scale"
+        about = f"{paper.title} ({paper.venue}). {scale.about_paper(key)}"
+        made[key] = reports.Report(**to, title=title, description=about, blocks=blocks, width="fixed")
+    return made
+
+
+def write(sources: Sources) -> list[Path]:
+    """Write the definitions as JSON, as W&B's server takes them, without account or server; returns their paths."""
+    paths = []
+    for paper, definition in definitions(sources).items():
+        path = sources.results / sources.plan.scale.name / f"wandb_report_{paper}.json"
+        text = definition._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1)  # as `save` does
+        paths.append(atomically(path, functools.partial(Path.write_text, data=f"{text}\n")))
+    return paths
+
+
+def offline_runs(sources: Sources) -> list[Path]:
+    """Folders of the plan's offline W&B runs that were not uploaded yet."""
+    records = [folder_of(sources.results, sources.plan.runs[name]) for name in sources.frames.runs.index]
+    folders = [path for record in records for path in sorted(record.glob("wandb/offline-run-*"))]
+    return [folder for folder in folders if any(folder.glob("*.wandb")) and not any(folder.glob("*.wandb.synced"))]
+
+
+def listing(sources: Sources, to: dict[str, str]) -> str:
+    """What an upload would send, and where to."""
+    folders, made = offline_runs(sources), definitions(sources)
+    size = sum(path.stat().st_size for folder in folders for path in folder.rglob("*") if path.is_file())
+    where = f"{to['entity'] or '(the default entity of the key)'}/{to['project']}"
+    lines = [f"to {where}: {plural(len(folders), 'offline run')} ({human_bytes(size)}), {plural(len(made), 'report')}"]
+    lines += [f"  run {folder.parent.parent.name}" for folder in folders]
+    return "\n".join([*lines, *(f"  report {definition.title!r}" for definition in made.values())])
+
+
+def upload(sources: Sources) -> list[str]:
+    """Send the offline runs, then save all reports; returns the reports' addresses, none without a key."""
+    if not os.environ.get(KEY):
+        print(f"unlocked: {KEY} is not set: nothing is uploaded; the reports' definitions are complete without it")
+        return []
+    import wandb
+
+    to = destination(sources)
+    to = to if to["entity"] else to | {"entity": str(wandb.Api().default_entity)}
+    print(f"uploading {listing(sources, to)}", flush=True)
+    line = [sys.executable, "-m", "wandb", "sync", "--yes", "--project", to["project"], "--entity", to["entity"]]
+    folders = list(map(str, offline_runs(sources)))
+    if folders and (code := subprocess.run([*line, *folders]).returncode):  # it marks what it has uploaded
+        raise DataError(f"wandb sync failed (exit code {code}); runs that it has uploaded stay uploaded")
+    return [str(definition.save().url) for definition in definitions(sources, to).values()]

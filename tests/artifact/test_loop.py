@@ -1,0 +1,128 @@
+"""The training loop with a training that is a random walk: evaluations, checkpoints, stops, divergence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from comparison import StopAfter, assert_same_record
+from unlocked.artifact import loop, record
+from unlocked.artifact.record import Record
+from unlocked.artifact.tracking import Interrupted, Recorder
+from unlocked.papers.base import Measurement
+from unlocked.papers.run import Run
+from unlocked.seeding import generator
+
+
+class Walk:
+    """A training whose state is a position; `diverges` is the step at which that becomes infinite."""
+
+    def __init__(self, spans: int = 3, steps: int = 40, diverges: int | None = None) -> None:
+        self.spans, self.steps, self.diverges = spans, steps, diverges
+        self.position, self.done = torch.zeros(2, dtype=torch.float64), 0
+
+    def advance(self, span: int, skip: int) -> Iterator[None]:
+        assert self.done == span * self.steps + skip
+        for _ in range(skip, self.steps):
+            self.position += torch.from_numpy(generator(0, "walk", self.done).normal(size=2))
+            self.done += 1
+            if self.done == self.diverges:
+                self.position += torch.inf
+            yield
+
+    def healthy(self) -> bool:
+        return bool(self.position.isfinite().all())
+
+    def measure(self, spans: int) -> Measurement:
+        assert self.done == spans * self.steps
+        return Measurement({"x": float(self.position[0]), "both": self.position}, self.done, self.done / 10, self.done)
+
+    def counts(self) -> dict[str, Any]:
+        return {"gradients": self.done}
+
+    def state(self) -> dict[str, Any]:
+        return {"position": self.position, "done": self.done}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.position, self.done = state["position"], state["done"]
+
+
+@pytest.fixture
+def walk(tiny_run: Callable[..., Run], results: Path) -> Callable[..., Record]:
+    """Drive a walk in a folder of results; its recorder is that of some run."""
+
+    def go(training: Any, stop: Any = None, place: str = "", code: str = "c", **runtime: Any) -> Record:
+        run = tiny_run({f"runtime.{key}": value for key, value in runtime.items()})
+        recorder = Recorder(record.folder_of(results / place, run), run, stop=stop)
+        recorder.code = code
+        loop.run(training, recorder, None)
+        return record.load(recorder.folder)
+
+    return go
+
+
+def test_every_span_is_evaluated(walk: Callable[..., Record]) -> None:
+    """Before the first step and after every span; a run without data says so."""
+    one = walk(Walk())
+    assert one.series("x")["step"].tolist() == one.series("both", 1)["step"].tolist() == [0, 40, 80, 120]
+    assert one.summary["status"] == "completed"
+    assert one.summary["counts"] == {"gradients": 120}
+    assert one.summary["provenance"]["data"]["name"] == "none"
+
+
+@pytest.mark.parametrize("reads", range(9))
+def test_a_stopped_run_ends_bit_identical(walk: Callable[..., Record], results: Path, reads: int) -> None:
+    """Whenever the stop comes, in a span or between two, there is a checkpoint, and the next call continues from it."""
+    with pytest.raises(Interrupted):
+        walk(Walk(), StopAfter(reads), "stopped")
+    (path,) = results.rglob("checkpoint.*")
+    state = torch.load(path, weights_only=True)
+    assert state["training"]["done"] == 40 * state["span"] + state["done"]
+    assert record.load_all(results).empty
+    torch.save(state | {"seconds": 100.0}, path)
+    continued = walk(Walk(), place="stopped")
+    assert continued.summary["provenance"]["resumed"] == 1
+    assert continued.history["wall_time"].iloc[-1] > 100
+    assert_same_record(continued, walk(Walk(), place="whole"))
+    assert sorted(path.name for path in continued.folder.parent.iterdir()) == [continued.run.id]
+
+
+def test_a_stop_is_noticed_in_short_spans(walk: Callable[..., Record]) -> None:
+    """Fewer steps between two evaluations than between two looks."""
+    with pytest.raises(Interrupted):
+        walk(Walk(spans=9, steps=2), StopAfter(0))
+
+
+def test_a_checkpoint_of_other_code_is_not_continued(walk: Callable[..., Record]) -> None:
+    with pytest.raises(Interrupted):
+        walk(Walk(), StopAfter(4), "stopped", code="a")
+    anew = walk(Walk(), place="stopped", code="b")
+    assert anew.summary["provenance"]["resumed"] == 0
+    assert_same_record(anew, walk(Walk(), place="whole"))
+
+
+@pytest.mark.parametrize(("minutes", "steps"), [(0, 40), (5, 2)])
+def test_checkpoints_come_in_time(
+    walk: Callable[..., Record], monkeypatch: pytest.MonkeyPatch, minutes: float, steps: int
+) -> None:
+    """At every look if asked for; the clock runs on over the evaluations of short spans."""
+    ticks, saved, save = iter(range(10_000)), [], torch.save  # every look at the clock is two minutes later
+    monkeypatch.setattr(loop, "time", SimpleNamespace(monotonic=lambda: 120.0 * next(ticks)))
+    monkeypatch.setattr(torch, "save", lambda state, path: saved.append(save(state, path)))
+    walk(Walk(spans=12, steps=steps), checkpoint_minutes=minutes)
+    assert saved
+
+
+@pytest.mark.parametrize("diverges", [1, 17, 40, 41, 120])
+def test_divergence_is_a_result(walk: Callable[..., Record], diverges: int) -> None:
+    """It is noticed within a few steps, and the record has the evaluations before it."""
+    one = walk(Walk(diverges=diverges))
+    assert one.summary["status"] == "diverged"
+    assert one.summary["reason"] == "the training loss is not finite"
+    assert diverges <= one.summary["counts"]["gradients"] < diverges + loop.STEPS_PER_LOOK
+    assert one.series("x")["step"].tolist() == list(range(0, diverges, 40))

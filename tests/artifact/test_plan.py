@@ -1,0 +1,291 @@
+"""The plan: every run once, every run in one job, items whose functions exist, and nothing heavy."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from itertools import chain
+from statistics import median
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from unlocked import fingerprint
+from unlocked.artifact import captions, config, plan
+from unlocked.artifact.plan import CLAIMS, Need, Part, Plan
+from unlocked.errors import SettingError
+from unlocked.papers import PAPERS
+from unlocked.settings import build, flatten
+
+
+@pytest.fixture(scope="module")
+def plans() -> dict[str, Plan]:
+    return {scale: Plan(scale) for scale in config.scale_names()}
+
+
+@pytest.fixture(scope="module")
+def quick(plans: dict[str, Plan]) -> Plan:
+    return plans["quick"]
+
+
+def test_every_scale_has_a_plan(plans: dict[str, Plan]) -> None:
+    assert {"quick", "reduced", "paper"} <= plans.keys()
+    for name, made in plans.items():
+        assert made.scale.name == name
+        assert {item.paper for item in made.items.values()} == {*PAPERS, CLAIMS}
+        assert {run.paper for run in made.runs.values()} == set(PAPERS)
+
+
+def test_runs_are_shared_between_items(quick: Plan) -> None:
+    """A run that several items want is there once, under its id; every wanted run is there and nothing else."""
+    wanted = [name for item in quick.items.values() for name in item.runs]
+    assert len(set(wanted)) < len(wanted)
+    assert set(wanted) == set(quick.runs)
+    assert all(name == run.id for name, run in quick.runs.items())
+    assert len({run.hash for run in quick.runs.values()}) == len(quick.runs)
+    assert all(len(item.runs) == len(set(item.runs)) for item in quick.items.values())
+    for name, items in quick.wanted_by.items():
+        assert [item for item in quick.items.values() if name in item.runs] == items
+
+
+def test_the_grid_by_hand(quick: Plan) -> None:
+    """The table's runs: all-reduce, three graphs without and two with momentum, for all n and seeds."""
+    workers: Any = quick.scale.papers["acid"]
+    assert len(quick.item("acid_table_4").runs) == 6 * len(workers.workers) * len(quick.scale.seeds)
+    assert len(quick.item("acid_figure_1").runs) == 3 * len(quick.scale.seeds)
+    assert quick.item("acid_table_2").runs == ()
+
+
+def test_claims_train_nothing_of_their_own(plans: dict[str, Plan]) -> None:
+    """Ten claims; their runs are ones that tables and figures of the papers want, with all the scale's seeds."""
+    for made in plans.values():
+        assert list(made.claims) == [f"A{k}" for k in range(1, 7)] + [f"B{k}" for k in range(1, 5)]
+        others = {name for item in made.items.values() if item.paper != CLAIMS for name in item.runs}
+        for claim in made.claims.values():
+            assert set(claim.runs) <= others, claim.id
+            assert {run.paper for run in claim.runs.values()} <= {claim.config.paper}
+            assert not claim.runs or {run.seed for run in claim.runs.values()} == set(made.scale.seeds)
+        for item in (made.item("claims_verdicts"), made.item("claims_effects")):
+            assert set(item.runs) == {name for claim in made.claims.values() for name in claim.runs}
+
+
+def test_only_what_is_wanted_is_read() -> None:
+    """A job of one item reads no claims, a job of theirs no other item."""
+    one, own = (Plan("quick", only=[name]) for name in ("acid_figure_1", "claims_effects"))
+    assert (list(one.items), one.claims) == (["acid_figure_1"], {})
+    assert list(own.items) == ["claims_effects"]
+    assert set(own.runs) == set(own.item("claims_effects").runs)
+
+
+@pytest.mark.parametrize("most", [1, 3, 16])
+def test_batches_cover_all_runs_once(most: int) -> None:
+    """No run is forgotten or trained twice, no job is too large, no job mixes trainers."""
+    made = Plan("quick", [f"runs_per_job={most}"])
+    assert sorted(chain(*(batch.runs for batch in made.batches.values()))) == sorted(made.runs)
+    for key, batch in made.batches.items():
+        assert key == batch.id
+        assert 1 <= len(batch.runs) <= most
+        kinds = {(made.runs[name].paper, made.runs[name].trainer) for name in batch.runs}
+        assert kinds == {(batch.paper, batch.trainer)}
+
+
+def test_an_item_trains_what_it_needs_and_no_more(quick: Plan) -> None:
+    """The jobs of an item hold its runs, all of them and only them; those of the claims may hold more."""
+    for item in quick.items.values():
+        jobs = [quick.batches[key] for key in quick.batches_of(item)]
+        assert all(item.name in quick.items_of(batch) for batch in jobs)
+        trained = {name for batch in jobs for name in batch.runs}
+        assert trained >= set(item.runs), item.name
+        assert trained == set(item.runs) or item.paper == CLAIMS, item.name
+
+
+def test_the_plan_is_a_function_of_its_input(quick: Plan) -> None:
+    """On another device, too, it has the same runs, jobs and order; a runtime setting reaches those that have it."""
+    other = Plan("quick", runtime={"device": "cuda", "threads": 3, "timeout": 5})
+    assert list(other.runs) == list(quick.runs)
+    assert all((run.runtime.device, run.runtime.threads) == ("cuda", 3) for run in other.runs.values())
+    assert {getattr(run.runtime, "timeout", None) for run in other.runs.values()} == {None, 5.0}
+    assert {k: b.runs for k, b in Plan("quick").batches.items()} == {k: b.runs for k, b in quick.batches.items()}
+
+
+def test_items_are_named_once_and_can_be_built(quick: Plan) -> None:
+    """Names are unique, titles and captions there, and every build function exists."""
+    assert [item.name for item in quick.items.values()] == list(quick.items)
+    for item in quick.items.values():
+        assert captions.title_of(item)
+        caption = captions.caption_of(item, quick)
+        assert len(caption) > 40
+        assert "${" not in caption
+        assert fingerprint.exists(item.config.build)
+        assert len(item.suffixes) == (5 if item.config.kind == "figure" else 4)
+
+
+def test_description_adds_up(quick: Plan) -> None:
+    """Totals are the sums of the parts, everything is plain JSON, and a paper can be chosen."""
+    described = json.loads(json.dumps(quick.describe()))
+    total, runs = described["total"], described["runs"]
+    assert total["items"] == len(described["items"]) == len(quick.items)
+    assert total["runs"] == len(runs) == len(quick.runs)
+    assert total["gradients"] == sum(run["gradients"] for run in runs)
+    assert total["seconds"] == pytest.approx(sum(run["seconds"] for run in runs), abs=0.1)
+    assert total["memory_mb"] == max(run["memory_mb"] for run in runs)
+    assert sum(quick.describe(paper)["total"]["runs"] for paper in PAPERS) == total["runs"]
+    assert {run["id"] for run in runs} == {name for item in described["items"] for name in item["runs"]}
+
+
+def test_estimates_grow_with_the_work(tiny_run: Any) -> None:
+    """Gradients are exact; seconds and memory grow with epochs, width and workers."""
+    run = tiny_run({"optim.epochs": 20})
+    one = run.estimate()
+    assert one.gradients == run.total_gradients
+    assert tiny_run({"optim.epochs": 60}).estimate().seconds == pytest.approx(3 * one.seconds, rel=0.1)
+    wide = {"model.name": "resnet18", "optim.epochs": 20}
+    assert tiny_run(wide).estimate().seconds > one.seconds
+    assert tiny_run(wide, workers=64).estimate().memory_mb > tiny_run(wide).estimate().memory_mb
+
+
+def test_points_cross_and_exclude() -> None:
+    """Lists are crossed, seeds innermost, points that agree with a whole exclusion are left out."""
+    grid = {"graph": ["ring", "star"], "workers": [4, 8], "rate": 1.0}
+    points = list(Need(grid, ({"graph": "star", "workers": 8},)).points([0, 1]))
+    assert [(p["graph"], p["workers"], p["seed"]) for p in points] == [
+        (graph, workers, seed) for graph, workers in (("ring", 4), ("ring", 8), ("star", 4)) for seed in (0, 1)
+    ]
+    assert [p["seed"] for p in Need({"seed": 7}).points([0, 1])] == [7]
+
+
+@given(costs=st.lists(st.floats(0, 1e3), min_size=1, max_size=40), most=st.integers(1, 9))
+def test_dealing(costs: list[float], most: int) -> None:
+    """Every name once, no group too large, as few groups as possible, order kept inside."""
+    names = [f"run-{k}" for k in range(len(costs))]
+    groups = plan.deal(names, most, costs)
+    assert sorted(chain(*groups)) == sorted(names)
+    assert all(1 <= len(group) <= most for group in groups)
+    assert len(groups) == -(-len(names) // most)
+    assert all(group == sorted(group, key=names.index) for group in groups)
+
+
+def test_dealing_spreads_the_expensive() -> None:
+    assert sorted(map(sorted, plan.deal(["a", "b", "c", "d"], 2, [9.0, 9.0, 1.0, 1.0]))) == [["a", "c"], ["b", "d"]]
+
+
+REFUSED = {
+    "nonsense": ["nonsense", "key=value"],
+    "=3": ["setting = ''"],
+    "unheard=1": ["unheard", "seeds"],
+    "seeds=[0": ["seeds"],
+    "seeds=[]": ["seeds", "empty"],
+    "seeds=0": ["seeds", "list"],
+    "seeds=[a]": ["seeds", "'a'"],
+    "seeds=[0.5]": ["seeds", "0.5"],
+    "seeds=[-1]": ["seeds = -1"],
+    "runs_per_job=0": ["runs_per_job = 0"],
+    "acid.unheard=1": ["acid", "unheard"],
+    "acid.workers=[x]": ["acid.workers = 'x'"],
+    "acid.workers=[]": ["acid.workers", "empty"],
+    "acid.workers=[4,12]": ["workers = 12", "power of two"],
+    "acid.largest=2": ["workers = 2"],
+    "acid.largest=${nowhere}": ["acid.largest", "nowhere"],
+    "acid.large.epochs=-1": ["acid.large.epochs = -1"],
+    "forward_gradient.widths=[0]": ["forward_gradient.widths = 0"],
+    "acid.trainnig.optim.lr=1": ["acid", "trainnig"],
+    "acid.training.workrs=4": ["workrs"],
+    "acid.training.optim.batch_size=2000": ["optim.batch_size = 2000"],
+    "acid.training.optim.learning=1": ["learning"],
+    "acid.training.optim.lr=fast": ["acid.training.optim.lr = 'fast'"],
+    "acid.training.optim.lr=${nowhere}": ["nowhere"],
+    "acid.training.data.name=mnist": ["data.name = 'mnist'", "digits"],
+    "acid.items.figure_99.title=x": ["acid.items = 'figure_99'", "figure_1"],
+    "acid.items.figure_1.kind=movie": ["figure_1.kind = 'movie'", "table"],
+    "acid.items.figure_1.colour=red": ["figure_1", "colour"],
+    "acid.items.figure_1.build=unlocked.nowhere.draw": ["figure_1.build", "unlocked.nowhere.draw"],
+    "acid.items.figure_1.panels={sideways: [x]}": ["panels = 'sideways'", "over_epochs"],
+    "acid.items.figure_1.needs=[{grid: {workrs: 4}}]": ["workrs", "Acid"],
+    "acid.items.figure_1.needs=[{grid: {method: allreduce, graph: ring}}]": ["graph = 'ring'", "AllReduce"],
+}
+
+
+@pytest.mark.parametrize("override", REFUSED)
+def test_plans_that_cannot_work_are_refused(override: str) -> None:
+    """One line that names the setting."""
+    with pytest.raises(SettingError) as caught:
+        Plan("quick", [override])
+    assert "\n" not in str(caught.value)
+    assert all(word in str(caught.value) for word in REFUSED[override]), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"unit": "furlong", "below": 1.0}, ["unit = 'furlong'", "ratio"]),
+        ({}, ["threshold", "exactly one", "above"]),
+        ({"above": 0.0, "below": 1.0}, ["above, below", "exactly one"]),
+        ({"between": [1.0, 0.5]}, ["between", "lower"]),
+        ({"between": [1.0]}, ["between", "two numbers"]),
+        ({"below": "low"}, ["below = 'low'", "number"]),
+    ],
+)
+def test_parts_that_cannot_be_judged_are_refused(part: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(SettingError) as caught:
+        build(Part, part)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"scale": "huge"}, "scale = 'huge': must be one of paper, quick, reduced"),
+        ({"runtime": {"devise": "cpu"}}, "devise"),
+        ({"runtime": {"device": "gpu"}, "only": ["acid_table_2"]}, "runtime.device = 'gpu'"),
+        ({"only": ["acid_figure_77"]}, "acid_figure_77"),
+    ],
+)
+def test_unknown_names_are_refused(options: dict[str, Any], says: str) -> None:
+    with pytest.raises(SettingError, match=says):
+        Plan(**{"scale": "quick", **options})
+
+
+def test_overrides_reach_runs_and_items() -> None:
+    """The scale's values are what the items' grids refer to."""
+    made = Plan("quick", ["seeds=[5]", "acid.workers=[8]", "acid.largest=16", "acid.items.figure_1.title=mine"])
+    assert {run.seed for run in made.runs.values()} == {5}
+    for name, workers in (("acid_table_4", 8), ("acid_figure_1", 16)):
+        assert {flatten(made.runs[run].identity())["workers"] for run in made.item(name).runs} == {workers}
+    assert made.item("acid_figure_1").config.title == "mine"
+    assert "16 workers" in made.item("acid_figure_1").config.caption
+
+
+SNAKEMAKE = """
+import sys
+from unlocked.artifact import workflow
+setup = workflow.Setup.read_or_exit({})
+for batch in setup.plan.batches.values():
+    batch.code, workflow.resources_of(setup, batch)
+for item in setup.plan.items.values():
+    workflow.item_code(item), workflow.caption_of(item, setup.plan)
+    workflow.outputs(setup, item, lambda path, **_: path)
+heavy = {'torch', 'torchvision', 'pandas', 'scipy', 'matplotlib', 'seaborn', 'wandb', 'sklearn'} & set(sys.modules)
+assert not heavy, heavy
+"""
+
+
+def seconds(code: str) -> float:
+    """CPU time of a program, without that of Python's own start."""
+    code = f"import time; start = time.process_time(); {code}; print(time.process_time() - start)"
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def test_snakemake_needs_nothing_heavy() -> None:
+    """What the Snakefile asks at every start stays light."""
+    done = subprocess.run([sys.executable, "-c", SNAKEMAKE], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_planning_is_quick() -> None:
+    """At most .8 of the CPU time of importing torch, in turns, so that a slow machine is slow for both."""
+    planning = "from unlocked.artifact.plan import Plan; Plan('quick').batches"
+    turns = [(seconds(planning), seconds("import torch")) for _ in range(5)]
+    assert median(own / torch for own, torch in turns) <= 0.8, turns

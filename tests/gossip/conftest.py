@@ -1,0 +1,39 @@
+"""What the tests of gossip share: trainings driven without the loop, and float64."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from unlocked.gossip.workers import Streams
+
+
+@pytest.fixture(scope="session")
+def train_of(data_of: Callable[..., Any]) -> Callable[..., Any]:
+    """The training of a run, its data loaded."""
+
+    def make(run: Any) -> Any:
+        torch.set_num_threads(1)
+        module, _, name = run.trainer.rpartition(".")
+        return getattr(importlib.import_module(module), name)(run, data_of(run))
+
+    return make
+
+
+@pytest.fixture
+def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """All parameters and images in float64, so that executions must agree to far below any real difference."""
+    single = Streams.batches
+
+    def batches(self: Streams, *arguments: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        images, labels = single(self, *arguments)
+        return images.double(), labels
+
+    monkeypatch.setattr(Streams, "batches", batches)
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(torch.float32)

@@ -1,0 +1,390 @@
+"""Claims: every statistic and every verdict on synthetic frames, the rows that others read, and the two items."""
+
+from __future__ import annotations
+
+import functools
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.stats
+
+from unlocked import cli
+from unlocked.artifact import config
+from unlocked.artifact.build import build, context_of
+from unlocked.artifact.plan import UNITS, Claim, ClaimConfig, Part, Plan
+from unlocked.artifact.record import HISTORY
+from unlocked.errors import SettingError
+from unlocked.items.frames import Frames
+from unlocked.papers import PAPERS
+from unlocked.papers.run import Run
+from unlocked.report import claims, items, statistics
+from unlocked.report.claims import INCONCLUSIVE, NOT_RUN, NOT_SUPPORTED, SUPPORTED
+from unlocked.report.statistics import Effect, Evidence, NotRun, Undefined
+
+
+@dataclass(frozen=True)
+class Ran:
+    """A run with the values of metrics by metric and index, a step being a unit of time, and final metrics."""
+
+    run: Run
+    series: Mapping[tuple[str, int], list[float]]
+    final: Mapping[str, float]
+    status: str | None = "completed"  # None: there is no record
+
+
+def frames(*ran: Ran) -> Frames:
+    """Of the runs that have a record."""
+    there = [one for one in ran if one.status]
+    runs = [{"status": one.status, "diverged": one.status == "diverged", **one.final} for one in there]
+    history = [
+        (one.run.id, k, float(k), float(k), 0.0, metric, index, value)
+        for one in there for (metric, index), values in one.series.items() for k, value in enumerate(values)
+    ]  # fmt: skip
+    ids = pd.Index([one.run.id for one in there], dtype=str)
+    return Frames(pd.DataFrame(runs, index=ids), pd.DataFrame(history, columns=["run", *HISTORY]).astype(HISTORY))
+
+
+def evidence(*ran: Ran) -> Evidence:
+    return Evidence.of({one.run.id: one.run for one in ran}, frames(*ran))
+
+
+def effect(name: str, ran: list[Ran], **arguments: Any) -> Effect:
+    return statistics.measured(name, evidence(*ran), arguments)
+
+
+@functools.cache
+def bases(paper: str) -> config.Bases:
+    return config.Bases(PAPERS[paper], config.load_scale("quick"), {})
+
+
+def make(series: Any = None, final: Any = None, *, paper: str = "acid", **settings: Any) -> Ran:
+    """A run of the quick scale, changed by settings with double underscores for dots."""
+    run = bases(paper).run({key.replace("__", "."): value for key, value in settings.items()})
+    return Ran(run, series or {}, final or {})
+
+
+def pairs(*values: tuple[float, float], **settings: Any) -> list[Ran]:
+    """A baseline and an A²CiD² run per pair of consensus distances; the seeds are 0, 1, ..."""
+    return [
+        make({("consensus_distance", -1): [99.0, value, value, value]}, method=method, seed=seed, **settings)
+        for seed, pair in enumerate(values)
+        for method, value in zip(("baseline", "acid"), pair, strict=True)
+    ]
+
+
+def finals(metric: str, *cases: tuple[tuple[float, ...], dict[str, Any]]) -> list[Ran]:
+    """Runs with a final metric by seed, and settings."""
+    return [make(final={metric: x}, seed=s, **own) for values, own in cases for s, x in enumerate(values)]
+
+
+def losses(values: list[float], **settings: Any) -> list[Ran]:
+    return [make({("train_loss", -1): values}, seed=seed, **settings) for seed in (0, 1)]
+
+
+ACID, BASELINE = {"method": "acid"}, {"method": "baseline"}
+OF_ACID: dict[str, Any] = {"measure": "consensus_distance", "of": ACID, "to": BASELINE}
+PART = Part(says="distance", statistic="ratio", arguments=OF_ACID, below=1.0)
+TIMES: dict[str, Any] = {"measure": "time_to_loss", "of": {"method": "allreduce"}, "to": BASELINE}
+RING, COMPLETE = BASELINE | {"graph": "ring"}, BASELINE | {"graph": "complete"}
+SHARE: dict[str, Any] = {"measure": "worker_test_accuracy", "of": ACID, "low": RING, "high": {"graph": "complete"}}
+
+
+def test_a_ratio_is_paired_by_seed() -> None:
+    """Seeds that differ tenfold and whose ratios agree give a narrow interval: t on logarithms, transformed back."""
+    ratio = effect("ratio", pairs((10.0, 5.0), (100.0, 40.0), (1.0, 0.55)), **OF_ACID)
+    logs = np.log([0.5, 0.4, 0.55])
+    half = scipy.stats.t.ppf(0.975, 2) * logs.std(ddof=1) / math.sqrt(3)
+    expected = [math.exp(logs.mean() + shift) for shift in (0, -half, half)]
+    assert [ratio.value, ratio.low, ratio.high] == pytest.approx(expected)
+    assert (ratio.n, ratio.high < 1) == (3, True)
+
+
+def test_a_difference_of_accuracies_is_in_points() -> None:
+    """Mean over seeds of the difference of the final values, in percentage points, with the textbook interval."""
+    runs = finals("test_accuracy", ((0.90, 0.80, 0.85), BASELINE), ((0.92, 0.81, 0.88), ACID))
+    points = effect("difference", runs, **OF_ACID | {"measure": "test_accuracy"})
+    expected = scipy.stats.ttest_1samp([2.0, 1.0, 3.0], 0).confidence_interval(0.95)
+    assert (points.value, points.low, points.high) == pytest.approx((2.0, expected.low, expected.high))
+
+
+def within() -> list[Ran]:
+    a, b = (f"relative_error/random/{space}/1" for space in ("activity", "weight"))
+    series = [{(a, 0): [7.0, 1.0], (a, 1): [7, 100], (b, 0): [7, 4.0], (b, 1): [1, last]} for last in (100.0, 400.0)]
+    return [make(own, paper="forward_gradient", study="estimator_error", seed=seed) for seed, own in enumerate(series)]
+
+
+def cosines() -> list[Ran]:
+    return [
+        make({("cosine", 0): [9, 9, a, a], ("cosine", 1): [9, 9, a, b]}, paper="forward_gradient", guess=guess, seed=s)
+        for guess, values in {"local": ((0.5, 0.7), (0.6, 0.8)), "ntk": ((0.1, 0.3),) * 2}.items()
+        for s, (a, b) in enumerate(values)
+    ]
+
+
+def stragglers() -> list[Ran]:
+    waits = {(0, "allreduce"): 2, (0, "baseline"): 0, (1, "allreduce"): 14, (1, "baseline"): 0}
+    cases = [({"clock__slow_workers": slow, "method": method}, wait) for (slow, method), wait in waits.items()]
+    return [one for own, wait in cases for one in losses([1.0] * (2 + wait) + [0.0], clock__law="gamma", **own)]
+
+
+Case = tuple[str, Callable[[], list[Ran]], dict[str, Any], float]
+EFFECTS: dict[str, Case] = {
+    "within a run: the geometric mean over blocks, of the last evaluation alone": (
+        "ratio_within", within,
+        {"runs": {}, "measure": "error_random_activity", "against": "error_random_weight"}, math.sqrt(0.5 * 0.25),
+    ),
+    "cosines: the mean over blocks and the second half": (
+        "difference", cosines, {"measure": "cosine", "of": {"guess": "local"}, "to": {"guess": "ntk"}}, 0.45,
+    ),
+    "a slope is an exponent, here -1/2 and -1/4": (
+        "ratio_slope", lambda: [one for n in (4, 16, 64) for one in pairs((1, n**-0.5), (1, n**-0.25), workers=n)],
+        OF_ACID | {"along": "workers"}, -0.375,
+    ),
+    "half and a third of a gap": (
+        "share_closed",
+        lambda: finals("worker_test_accuracy_mean", ((0.7, 0.7), ACID), ((0.6, 0.65), RING), ((0.8, 0.8), COMPLETE)),
+        SHARE, (0.5 + 1 / 3) / 2,
+    ),
+    "times to 2 % above the higher of the two lowest losses, interpolated": (
+        "ratio",
+        lambda: losses([3.0, 2.0, 1.0, 0.2], **BASELINE) + losses([3.0, 2.5, 2.0, 1.5, 1.0], method="allreduce"),
+        TIMES, (3 + 0.48 / 0.5) / (1 + 0.98),
+    ),
+    "a ratio of times that grows from two to eight by a straggler": (
+        "ratio_growth", stragglers,
+        TIMES | {"before": {"clock.slow_workers": 0}, "after": {"clock.slow_workers": 1}}, 4.0,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", EFFECTS)
+def test_effects(case: str) -> None:
+    name, runs, arguments, expected = EFFECTS[case]
+    mean = effect(name, runs(), **arguments)
+    assert (mean.value, mean.n) == (pytest.approx(expected, abs=0.01 if "cosine" in case else None), 2)
+
+
+def test_effects_without_a_value_are_said_to_be_so() -> None:
+    """A slope through one point, a gap that is none, a loss that is there at once; what has no logarithm."""
+    with pytest.raises(Undefined, match="two values of workers"):
+        effect("ratio_slope", pairs((1.0, 0.5)), **OF_ACID, along="workers")
+    level = [((0.7,), own) for own in (ACID, RING, COMPLETE)]
+    with pytest.raises(Undefined, match="no gap to close"):
+        effect("share_closed", finals("worker_test_accuracy_mean", *level), **SHARE)
+    with pytest.raises(Undefined, match=r"is at .* from the start"):
+        effect("ratio", losses([0.2, 0.2], **BASELINE) + losses([1.0, 0.2], method="allreduce"), **TIMES)
+    for value in (0.0, math.inf, math.nan):
+        with pytest.raises(Undefined, match="effects are"):
+            statistics.summarise([value, 1.0], log=True)
+
+
+@pytest.mark.parametrize(("quantity", "power"), [("chi1", 2.0), ("root", 1.0)])
+def test_exponents_of_graphs_have_the_interval_of_their_fit(quantity: str, power: float) -> None:
+    """On the ring chi1 grows as n², the root of chi1 chi2 as n, on a line nearly straight; no run is needed."""
+    fit = effect("graph_exponent", [], graph="ring", quantity=quantity, sizes=[16, 32, 64, 128])
+    assert fit.value == pytest.approx(power, abs=0.03)
+    assert fit.low < fit.value < fit.high < fit.low + 0.1
+    assert (fit.n, fit.note) == (4, "interval of a fit; n: graph sizes")
+
+
+def test_runs_are_named_when_they_are_missing_or_diverged() -> None:
+    """Both reasons, every seed, each run once; the seeds that are there do not decide alone."""
+    runs = pairs((1.0, 0.5), (1.0, 0.5), (1.0, 0.5))
+    runs[1], runs[2] = replace(runs[1], status="diverged"), replace(runs[2], status=None)
+    with pytest.raises(NotRun) as caught:
+        effect("ratio", runs, **OF_ACID)
+    assert str(caught.value) == f"{runs[1].run.id} diverged; {runs[2].run.id} has no record"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "problem"),
+    [
+        ("ratio", {"of": {"method": "allreduce"}}, "must be one of those it needs, but are none"),
+        ("ratio", {"of": {}}, "must be one of those it needs, but are baseline-"),
+        ("ratio", {"measure": "mood"}, "measure = 'mood': must be one of"),
+        ("ratio", {"colour": "red"}, "arguments of ratio.*unexpected keyword argument 'colour'"),
+        ("median", {}, "statistic = 'median': must be one of"),
+    ],
+)
+def test_a_wrong_entry_is_refused(name: str, changes: dict[str, Any], problem: str) -> None:
+    """Arguments that do not fit the claim's runs, or a statistic that is none, are mistakes and no verdicts."""
+    with pytest.raises(SettingError, match=problem):
+        effect(name, pairs((1.0, 0.5)), **OF_ACID | changes)
+
+
+@pytest.mark.parametrize(
+    ("values", "verdict", "reason"),
+    [
+        ([(1.0, 0.5), (2.0, 1.1), (3.0, 1.4)], SUPPORTED, ""),
+        ([(1.0, 2.0), (2.0, 4.2), (3.0, 5.8)], NOT_SUPPORTED, ""),
+        ([(1.0, 0.5), (1.0, 1.4), (1.0, 0.8)], INCONCLUSIVE, ""),
+        ([(1.0, 0.1)], INCONCLUSIVE, "one seed gives no interval"),
+        ([(1.0, 0.5), (1.0, 0.5)], INCONCLUSIVE, "no interval: all 2 seeds give one value"),
+    ],
+)
+def test_verdicts_of_synthetic_runs(values: list[tuple[float, float]], verdict: str, reason: str) -> None:
+    """The whole interval on the claimed side, on the other, or across; no interval decides nothing, and says why."""
+    part = claims.measure(PART, evidence(*pairs(*values)))
+    assert (part["verdict"], part["n"], part["reason"]) == (verdict, len(values), reason)
+    assert math.isnan(part["low"]) == bool(reason)
+
+
+@pytest.mark.parametrize("status", [None, "diverged", "completed"])
+def test_what_was_not_run_or_is_undefined_has_no_effect(status: str | None) -> None:
+    """The reason names the run, or says what is missing, and there is no number."""
+    first, second = pairs((1.0, 0.5))
+    slope = replace(PART, statistic="ratio_slope", arguments=OF_ACID | {"along": "workers"})
+    part = claims.measure(slope if status == "completed" else PART, evidence(first, replace(second, status=status)))
+    assert (part["verdict"], part["n"]) == (INCONCLUSIVE if status == "completed" else NOT_RUN, 0)
+    assert math.isnan(part["effect"])
+    assert ("two values of workers" if status == "completed" else second.run.id) in part["reason"]
+
+
+BELOW, ABOVE, BETWEEN = Part(below=1.0), Part(above=0.0), Part(between=(0.8, 1.25))
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "part", "expected"),
+    [
+        (0.5, 0.9, BELOW, SUPPORTED),
+        (0.5, 1.0, BELOW, INCONCLUSIVE),
+        (1.0, 1.2, BELOW, NOT_SUPPORTED),
+        (0.1, 0.2, ABOVE, SUPPORTED),
+        (-0.2, -0.1, ABOVE, NOT_SUPPORTED),
+        (0.9, 1.1, BETWEEN, SUPPORTED),
+        (0.7, 1.1, BETWEEN, INCONCLUSIVE),
+        (0.5, 0.7, BETWEEN, NOT_SUPPORTED),
+        (1.3, 2.0, BETWEEN, NOT_SUPPORTED),
+        (math.nan, math.nan, BELOW, INCONCLUSIVE),
+    ],
+)
+def test_verdicts_of_intervals(low: float, high: float, part: Part, expected: str) -> None:
+    """Below, above and between, with an interval inside, outside, across one end and across both."""
+    assert claims.verdict(Effect(1.0, low, high, 3), *claims.bounds(part)) == expected
+
+
+def test_a_claim_is_the_sum_of_its_parts() -> None:
+    """One refuted part refutes, one that was not run leaves it open, all must be supported."""
+    assert claims.combined([SUPPORTED, SUPPORTED]) == SUPPORTED
+    assert claims.combined([SUPPORTED, INCONCLUSIVE]) == INCONCLUSIVE
+    assert claims.combined([SUPPORTED, NOT_RUN, INCONCLUSIVE]) == NOT_RUN
+    assert claims.combined([INCONCLUSIVE, NOT_RUN, NOT_SUPPORTED]) == NOT_SUPPORTED
+
+
+def test_thresholds_and_intervals_as_text() -> None:
+    """A threshold of 0 is one; three digits, a real minus sign, a dash for nothing."""
+    assert [claims.threshold(part) for part in (BELOW, ABOVE, BETWEEN)] == ["< 1", "> 0", "0.8 to 1.25"]
+    assert claims.interval_text(-0.61234, -0.7, -0.5) == "−0.612 [−0.7, −0.5]"
+    assert [claims.interval_text(x, math.nan, math.nan) for x in (2.0, math.nan)] == ["2", "–"]
+
+
+def test_rows_have_the_columns_that_others_read(tmp_path: Path) -> None:
+    """One row per part; conditions name settings of the runs; other runs stay out; a file is read back as it was."""
+    runs = pairs((1.0, 0.5), (1.0, 0.4))
+    parts = {"ratio": PART, "rise": replace(PART, below=None, above=1.0)}
+    entry = ClaimConfig("acid", "It falls.", "abstract", "On the\nring.", settings=("workers", "optim.lr"))
+    claim = Claim("A9", entry, parts, {one.run.id: one.run for one in runs})
+    rows = claims.table({"A9": claim}, frames(*runs, *pairs((1.0, 9.0), workers=16)))
+    assert list(rows) == [
+        "id", "paper", "part", "claim", "source", "statistic", "conditions", "effect", "low", "high", "n", "threshold",
+        "verdict", "reason", "claim_verdict", "unit",
+    ]  # fmt: skip
+    assert list(rows["part"]) == ["ratio", "rise"]
+    assert set(rows["claim_verdict"]) == {claims.combined(rows["verdict"])}
+    assert set(rows["conditions"]) == {"On the ring. Settings: workers 64; optim.lr 0.02."}
+    assert set(rows["n"]) == {2}
+    rows.to_csv(tmp_path / "verdicts.csv", index=False)
+    pd.testing.assert_frame_equal(claims.read(tmp_path / "verdicts.csv"), rows)
+    with pytest.raises(SettingError, match=r"A9.settings.*optim.colour"):
+        claims.conditions(replace(claim, config=replace(entry, settings=("optim.colour",))))
+
+
+@pytest.fixture(scope="module")
+def quick() -> Plan:
+    """The claims at the quick scale."""
+    return Plan("quick", only=["claims_verdicts", "claims_effects"])
+
+
+@pytest.fixture(scope="module")
+def drawn(quick: Plan) -> Frames:
+    """Every run that the claims want, with metrics drawn at random."""
+    rng = np.random.default_rng(1)
+    by_block = ["cosine", *(f"relative_error/random/{s}/1" for s in ("activity", "weight", "weight_per_sample"))]
+    ran = []
+    for name in quick.item("claims_verdicts").runs:
+        series: dict[tuple[str, int], list[float]] = {
+            ("train_loss", -1): [2.0, 1.0, 0.5, 0.4 + rng.uniform(0, 0.1)],
+            ("consensus_distance", -1): [0.0, *rng.uniform(1, 2, 3)],
+            **{(metric, block): list(rng.uniform(0.1, 1, 4)) for metric in by_block for block in range(3)},
+        }
+        final = {"test_accuracy": rng.uniform(0.5, 1), "worker_test_accuracy_mean": rng.uniform(0.5, 1)}
+        ran.append(Ran(quick.runs[name], series, final))
+    return frames(*ran)
+
+
+def test_every_part_finds_its_runs(quick: Plan, drawn: Frames) -> None:
+    """With all records there, no part is not run, and every effect has both seeds (or says why it has no value)."""
+    rows = claims.table(quick.claims, drawn)
+    assert NOT_RUN not in set(rows["verdict"])
+    undefined = rows["reason"].str.contains("no gap to close")
+    assert (rows.loc[~undefined & (rows["id"] != "A6"), "n"] == 2).all()
+    assert set(rows.loc[undefined, "part"]) <= {"share"}
+    assert set(rows["unit"]) <= set(UNITS) == set(items.AXIS)
+
+
+def test_the_items_show_every_part(quick: Plan, drawn: Frames, tmp_path: Path) -> None:
+    """The table has all claims, parts, sources and conditions; the figure draws them, its numbers are the table's."""
+    context = replace(context_of(quick.item("claims_verdicts"), quick, tmp_path), frames=drawn)
+    table, figure = items.verdicts(context), items.effects(context)
+    pd.testing.assert_frame_equal(table.numbers, figure.numbers)
+    assert len(table.rows) == len(quick.claims) + len(table.numbers)
+    assert [note.split(":")[0] for note in table.notes] == list(quick.claims)
+    assert "Fournier et al. 2023, abstract" in " ".join(table.notes)
+    assert r"\begin{tabular}{lp{8cm}rrll}" in table.latex("caption")
+    assert len(figure.canvas.axes) == table.numbers["unit"].nunique()
+    assert sum(len(ax.get_yticklabels()) for ax in figure.canvas.axes) == len(table.numbers)
+
+
+def test_claims_can_be_judged_before_anything_is_trained(quick: Plan, tmp_path: Path) -> None:
+    """The files are there. What is trained is not run and names runs; the claim about a formula is judged."""
+    for name in ("claims_verdicts", "claims_effects"):
+        item = quick.item(name)
+        files = build(item, quick, tmp_path / "results", tmp_path / "figures")
+        assert {path.suffix[1:] for path in files} == set(item.suffixes)
+        assert {path.parent for path in files} == {tmp_path / "figures" / "quick" / "claims"}
+    rows = claims.read(tmp_path / "figures" / "quick" / "claims" / "verdicts.csv")
+    verdicts = rows.groupby("id")["claim_verdict"].first()
+    assert verdicts["A6"] == SUPPORTED
+    assert set(verdicts.drop("A6")) == {NOT_RUN}
+    for row in rows[rows["verdict"] == NOT_RUN].itertuples():
+        assert any(name in row.reason for name in quick.claims[row.id].runs)
+    assert not (rows[["claim", "source", "statistic", "conditions", "threshold"]] == "").any().any()
+
+
+def test_the_command_prints_table_and_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """A line per claim and part for people; rows whose missing numbers are null for programs."""
+    arguments = ["claims", "--results", str(tmp_path)]
+    assert cli.main(arguments) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(not line.startswith(" ") for line in lines) == 10
+    assert "A6  supported: " in "\n".join(lines)
+    assert cli.main([*arguments, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert len(rows) == len(lines) - 10
+    assert all(tuple(row) == claims.COLUMNS for row in rows)
+    assert {row["effect"] for row in rows if row["verdict"] == NOT_RUN} == {None}
+
+
+def test_the_readme_shows_the_verdicts_that_are_kept() -> None:
+    """Its table is, line by line, the one beside the reduced scale's figures."""
+    kept = (config.ROOT / "paper_figures" / "reduced" / "claims" / "verdicts.md").read_text().splitlines()
+    table = [line for line in kept if line.startswith("|")]
+    assert table
+    assert "\n".join(table) in (config.ROOT / "README.md").read_text()
