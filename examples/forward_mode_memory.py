@@ -2,8 +2,8 @@
 
     python examples/forward_mode_memory.py
 
-A deep chain of convolutions; the target's slope along a guess in the first block, by forward mode (nothing is kept) and by
-backpropagation (everything is). Memory is counted in the tensors that are made, so it is the same number on every run.
+A deep chain of convolutions; the target's slope along a guess in the first block, by forward mode (nothing is kept) and
+by backpropagation (everything is). Memory is counted in the tensors that are made: the same number on every run.
 """
 
 import torch

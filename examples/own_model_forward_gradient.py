@@ -2,8 +2,8 @@
 
     python examples/own_model_forward_gradient.py
 
-The net is any `nn.Sequential`; it is cut into blocks, every block but the last gets a small auxiliary net, and a `Method`
-says which gradient estimate fills `.grad`. Any torch optimiser does the rest.
+The net is any `nn.Sequential`; it is cut into blocks, every block but the last gets a small auxiliary net, and a
+`Method` says which gradient estimate fills `.grad`. Any torch optimiser does the rest.
 """
 
 import torch

@@ -181,7 +181,7 @@ def test_the_new_setting_is_documented_and_refused_like_any_other(copy: Path) ->
     [
         ("gossip/topology.py", '\n@graph("ring again")\ndef ring(workers, seed):\n    """Taken."""\n', "another graph"),
         ("gossip/clock.py", "\n@law\ndef silent(clock, draws, count):\n    return draws\n", "docstring"),
-        ("forward_gradient/guesses.py", '\nregister(Guess("local", "again", "#000000", "head"))\n', "registered already"),
+        ("forward_gradient/guesses.py", '\nregister(Guess("local", "again", "#000000", "head"))\n', "another guess"),
         ("forward_gradient/guesses.py", '\nregister(Guess("hue", "hue", "red", "head"))\n', "colour"),
         ("forward_gradient/targets.py", '\nregister(Target("Far", "far", "#000000", ""))\n', "lower-case"),
         ("report/statistics.py", '\n@statistic()\ndef mute(evidence):\n    return 1.0\n', "docstring"),

@@ -114,7 +114,7 @@ def train(
         gossip._vectors.start_gradient()
         gossip._vectors.unit = float("inf")  # time stands still
         before = values(model)
-        workers = gossip.average_()
+        workers = gossip.average_(3 * gossip.timeout)
         result = {"start": start, "before": before, "workers": workers, "after": values(model)}
     return result | {"statistics": gossip.statistics(), "alive": gossip._thread.is_alive()}
 

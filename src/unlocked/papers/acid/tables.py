@@ -255,7 +255,8 @@ def distributions(runs: pd.DataFrame) -> pd.DataFrame:
     """By method and engine: shares of gradients with 0, 1, 2, and 3 or more averagings before them, and `variation`,
     the total variation distance from the distribution in virtual time."""
     keys = ["method", "engine"]
-    counts = pd.DataFrame([averagings_between_gradients(run) for run in runs.to_dict("records")]).fillna(0)
+    every = [averagings_between_gradients(run) for run in runs.to_dict("records")]
+    counts = pd.DataFrame([dict(enumerate(own)) for own in every]).sort_index(axis=1).fillna(0)
     shares = counts.div(counts.sum(axis=1), axis=0).set_index(pd.MultiIndex.from_frame(runs[keys]))
     shares = shares.groupby(keys).mean()
     virtual = shares.xs("virtual", level="engine").loc[shares.index.get_level_values("method")].to_numpy()

@@ -111,7 +111,8 @@ def auxiliary_cost(context: Context) -> Table:
     of_net = totals["part"].isin(["blocks", "classifier"])
     nets = totals[of_net].groupby("network", sort=False)[["parameters", "flops"]].sum()
     shown = pd.concat([nets.reset_index().assign(part="the net"), totals[~of_net]])
-    shown = shown.join(nets, on="network", rsuffix=" of the net").set_index("network").loc[nets.index].reset_index()
+    shown = shown.join(nets.add_suffix(" of the net"), on="network")
+    shown = shown.set_index("network").loc[nets.index].reset_index()
 
     def share(key: str, row: Row) -> str:
         percent = 100 * row[key] / row[f"{key} of the net"]
