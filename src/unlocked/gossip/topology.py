@@ -150,7 +150,7 @@ def edge_rates(graph: nx.Graph, rate: float = 1.0) -> dict[tuple[int, int], floa
     """Communications per unit of time on each edge (i < j), see the module's convention. Their sum is n·rate/2."""
     if not 0 < rate < np.inf:
         raise SettingError("rate", rate, "must be a positive number of communications per gradient")
-    degree = graph.degree(weight="weight")
+    degree = dict(graph.degree(weight="weight"))  # the view would count anew at every look
     return {
         (min(i, j), max(i, j)): rate / 2 * w * (1 / degree[i] + 1 / degree[j])
         for i, j, w in sorted(graph.edges(data="weight", default=1))
