@@ -76,7 +76,7 @@ EDITS = [
 ]
 
 
-@pytest.mark.parametrize(("module", "old", "expected"), EDITS, ids=lambda value: str(value)[:40])
+@pytest.mark.parametrize(("module", "old", "expected"), EDITS, ids=[f"{module}-{old[:20]}" for module, old, _ in EDITS])
 def test_what_an_edit_changes(package: Path, module: str, old: str, expected: set[str]) -> None:
     """Exactly that is trained or drawn again which uses the edited code, directly or not."""
     assert affected(package, module, old) == expected
@@ -104,7 +104,7 @@ SHARED = [
 ]
 
 
-@pytest.mark.parametrize(("module", "trainers", "items"), SHARED)
+@pytest.mark.parametrize(("module", "trainers", "items"), SHARED, ids=[module for module, *_ in SHARED])
 def test_what_several_use(package: Path, module: str, trainers: set[str], items: set[str]) -> None:
     """Exactly these trainings, and at least these items."""
     text = (package / module).read_text()
