@@ -170,7 +170,7 @@ def report(arguments: argparse.Namespace) -> None:
 
 
 def bench(arguments: argparse.Namespace) -> None:
-    """Measure the artifact's own code, as ratios to a peer: gossip, processes, forward_gradient."""
+    """Measure the artifact's own code as ratios to a peer: gossip, processes, forward_gradient."""
     from unlocked import bench
 
     measured = bench.module(arguments.name).measure(bench.Options(turns=arguments.turns, width=arguments.width))

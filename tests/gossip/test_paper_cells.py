@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from trainings import advance_all
 
-from unlocked.papers.acid import training as trainings
+from unlocked.artifact.train import training_of
 from unlocked.papers.acid.paper import kind_of
 from unlocked.settings import build, nest
 from unlocked.vision import data as vision_data
@@ -58,7 +58,8 @@ def imagenet(tmp_path: Path) -> Path:
 def metrics_of(data: Dataset, settings: dict[str, Any], gradients: int) -> dict[str, Any]:
     """Train a run of the paper's settings; its metrics, after a look at what every such run has."""
     run = build(kind_of(settings), nest(FEW | settings))
-    advance_all(training := getattr(trainings, run.trainer.rpartition(".")[2])(run, data))
+    training: Any = training_of(run, data)
+    advance_all(training)
     metrics, counts = training.measure(training.spans).metrics, training.counts()
     assert counts["gradients"] == gradients
     assert np.isfinite([metrics["train_loss"], metrics["test_loss"]]).all()

@@ -33,9 +33,8 @@ from unlocked.vision import data, models
 
 CLUSTER = "snakemake-executor-plugin-slurm"
 PACKAGES = ("torch", "torchvision", "snakemake", "wandb", CLUSTER)
-FREE_GB = 10  # the environment alone takes 6
 SCALES = ("quick", "reduced", "paper")
-UNIT = {"cpu": "core", "cuda": "GPU"}
+FREE_GB = 10  # the environment alone takes 6
 RECORD_MB = 0.1  # of a finished run, its offline W&B run included
 # What is measured, (net, data set, pixels, batch): one gradient that is all overhead, and one that is all arithmetic.
 CALIBRATION = {"quick": ("mlp", "digits", 8, 8), "reduced": ("conv", "fashion_mnist", 14, 64)}
@@ -80,12 +79,10 @@ def version(name: str, locked: str | None) -> str:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def slurm() -> str:
-    """Whether jobs can be submitted from here."""
     if shutil.which("sbatch") is None:
         return finding("slurm", "not found: everything runs on this machine")
     try:
@@ -149,5 +146,6 @@ def diagnose(root: Path, results: Path) -> str:
     formats = {"computing": human_time, "in all": human_time, "disk": human_bytes, "memory": human_bytes}
     lines = [*examine(root, results)]
     lines += ["", f"seconds per gradient, against the machine that the plan was measured on: {slow}"]
-    lines += ["", f"what a scale would cost here, to a factor of two; computing: on one {UNIT[device]}"]
+    unit = "core" if device == "cpu" else "GPU"
+    lines += ["", f"what a scale would cost here, to a factor of two; computing: on one {unit}"]
     return "\n".join([*lines, pd.DataFrame(rows).to_string(index=False, formatters=formats)])
