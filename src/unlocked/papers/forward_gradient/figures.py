@@ -105,7 +105,9 @@ def quantiles(frames: Frames, metric: str) -> pd.DataFrame:
     """Last values by block, means over runs: q10, q50 and q90; a metric that has one value per block is q50."""
     several = f"{metric}_q50" in set(frames.history["metric"])
     names = {q: f"{metric}_{q}" for q in ("q10", "q50", "q90")} if several else {"q50": metric}
-    data = pd.DataFrame({q: frames.by_index(name)["mean"] for q, name in names.items()}, columns=["q10", "q50", "q90"])
+    data = pd.DataFrame(
+        {q: frames.by_index(name)["mean"] for q, name in names.items()}, columns=["q10", "q50", "q90"], dtype=float
+    )
     return data.assign(block=data.index + 1)
 
 
