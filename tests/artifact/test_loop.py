@@ -80,16 +80,38 @@ def test_a_stopped_run_ends_bit_identical(walk: Callable[..., Record], results: 
     """Whenever the stop comes, in a span or between two, there is a checkpoint, and the next call continues from it."""
     with pytest.raises(Interrupted):
         walk(Walk(), StopAfter(reads), "stopped")
-    (path,) = results.rglob("checkpoint.*")
+    (path,) = results.rglob("checkpoint*")
     state = torch.load(path, weights_only=True)
     assert state["training"]["done"] == 40 * state["span"] + state["done"]
     assert record.load_all(results).empty
-    torch.save(state | {"seconds": 100.0}, path)
+    loop.save(state | {"seconds": 100.0}, path.parent)
     continued = walk(Walk(), place="stopped")
     assert continued.summary["provenance"]["resumed"] == 1
     assert continued.history["wall_time"].iloc[-1] > 100
     assert_same_record(continued, walk(Walk(), place="whole"))
     assert sorted(path.name for path in continued.folder.parent.iterdir()) == [continued.run.id]
+
+
+def flipped(content: bytes) -> bytes:
+    at = len(content) // 2
+    return content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "harm", [lambda content: content[:100], lambda content: b"", lambda content: b"foreign" * 99, flipped]
+)
+def test_a_damaged_checkpoint_is_set_aside_and_the_run_starts_anew(
+    walk: Callable[..., Record], results: Path, capsys: pytest.CaptureFixture[str], harm: Callable[[bytes], bytes]
+) -> None:
+    with pytest.raises(Interrupted):
+        walk(Walk(), StopAfter(4), "stopped")
+    (path,) = results.rglob("checkpoint-*.pt")
+    path.write_bytes(harm(path.read_bytes()))
+    anew = walk(Walk(), place="stopped")
+    assert anew.summary["provenance"]["resumed"] == 0
+    assert_same_record(anew, walk(Walk(), place="whole"))
+    assert [line for line in capsys.readouterr().err.splitlines() if "is damaged and was set aside" in line]
+    assert [kept.name for kept in anew.folder.glob("*checkpoint*")] == [f"damaged-{path.name}"]
 
 
 def test_a_stop_is_noticed_in_short_spans(walk: Callable[..., Record]) -> None:

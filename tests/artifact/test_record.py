@@ -94,7 +94,7 @@ def test_a_new_record_replaces_the_old(written: Path, run: Run, results: Path) -
 def test_a_kill_while_a_record_is_replaced(written: Path, run: Run, old: str) -> None:
     """The new one is complete under its partial name: it is moved, without its checkpoint; half an old one is none."""
     shutil.copytree(written, record.partial(written))
-    (record.partial(written) / "checkpoint.pt").write_text("")
+    (record.partial(written) / "checkpoint-0.pt").write_text("")
     (written / "leftover").write_text("old")
     if old == "gone":
         shutil.rmtree(written)

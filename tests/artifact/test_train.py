@@ -97,7 +97,7 @@ def test_an_ended_training_is_continued(
     killed = number == signal.SIGKILL
     assert process.returncode == (-number if killed else 128 + number)
     assert len(errors.strip().splitlines()) == (not killed)
-    assert (record.partial(folder) / "checkpoint.pt").is_file()
+    assert list(record.partial(folder).glob("checkpoint-*.pt"))
     assert [p.name for p in folder.parent.iterdir() if p.name != "locks"] == [record.partial(folder).name]
     assert record.load_all(results).empty
     for place in (results, tmp_path / "whole"):

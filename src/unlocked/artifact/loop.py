@@ -6,14 +6,17 @@ is decided here, once.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import time
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from unlocked.artifact import record
 from unlocked.artifact.tracking import Interrupted, Recorder
+from unlocked.console import say
 from unlocked.papers.base import Training
 
 if TYPE_CHECKING:
@@ -49,23 +52,31 @@ def run(training: Training, recorder: Recorder, data: Dataset | None) -> None:
 
 
 class Checkpoint:
-    """The state of a training and of its recorder between two steps, in one file that is replaced whole."""
+    """The state of a training and of its recorder between two steps, in one file whose name holds its digest."""
 
     def __init__(self, training: Training, recorder: Recorder) -> None:
         self.training, self.recorder = training, recorder
-        self.path = record.partial(recorder.folder) / "checkpoint.pt"
+        self.folder = record.partial(recorder.folder)
         self.identity = f"{recorder.run.hash} {recorder.code}"
         self.saved = time.monotonic()
 
     def resume(self) -> tuple[int, int]:
-        """Restore what the same settings and code left: (span, steps done in it), (0, 0) if there is nothing."""
-        state = torch.load(self.path, map_location="cpu", weights_only=True) if self.path.is_file() else {}
-        if state.get("identity") != self.identity:
-            return 0, 0
-        self.training.restore(state["training"])
-        self.recorder.rows, self.recorder.resumed = state["rows"], state["resumed"] + 1
-        self.recorder.started -= state["seconds"]
-        return state["span"], state["done"]
+        """Restore what the same settings and code left: (span, steps done in it), (0, 0) if there is nothing.
+
+        A file that is not what was written is set aside, with one line; it is never read.
+        """
+        for path in sorted(self.folder.glob("checkpoint-*.pt"), key=lambda path: path.stat().st_mtime, reverse=True):
+            if path.name != name_of(path):
+                path.rename(path.with_name(f"damaged-{path.name}"))
+                say(f"{path} is damaged and was set aside as damaged-{path.name}: the run goes on without it")
+                continue
+            state = torch.load(path, map_location="cpu", weights_only=True)
+            if state["identity"] == self.identity:
+                self.training.restore(state["training"])
+                self.recorder.rows, self.recorder.resumed = state["rows"], state["resumed"] + 1
+                self.recorder.started -= state["seconds"]
+                return state["span"], state["done"]
+        return 0, 0
 
     def look(self, span: int, done: int) -> None:
         """Save after `done` steps of a span if it is time or if a stop was requested; then raise `Interrupted`."""
@@ -73,8 +84,25 @@ class Checkpoint:
         if stop or time.monotonic() - self.saved > 60 * recorder.run.runtime.checkpoint_minutes:
             state = {"identity": self.identity, "training": self.training.state(), "span": span, "done": done}
             state |= {"rows": recorder.rows, "seconds": recorder.seconds, "resumed": recorder.resumed}
-            torch.save(state, self.path.with_suffix(".new"))
-            os.replace(self.path.with_suffix(".new"), self.path)
+            save(state, self.folder)
             self.saved = time.monotonic()
         if stop:
             raise Interrupted(stop)
+
+
+def save(state: dict[str, Any], folder: Path) -> None:
+    """Write a checkpoint whole, on disk before it takes the place of older ones."""
+    new, older = folder / "checkpoint.new", list(folder.glob("checkpoint-*.pt"))
+    torch.save(state, new)
+    with new.open("rb") as file:
+        os.fsync(file.fileno())
+    whole = new.replace(folder / name_of(new))
+    for path in older:
+        if path != whole:
+            path.unlink(missing_ok=True)
+
+
+def name_of(path: Path) -> str:
+    """The name of a checkpoint with the content of a file."""
+    with path.open("rb") as file:
+        return f"checkpoint-{hashlib.file_digest(file, 'sha256').hexdigest()[:32]}.pt"

@@ -119,7 +119,7 @@ def finish_replacing(folder: Path) -> None:
     did so; for the one process that holds the run's lock."""
     working = partial(folder)
     if (working / "summary.json").is_file():
-        for path in working.glob("checkpoint.*"):  # a finished run needs none
+        for path in working.glob("checkpoint*"):  # a finished run needs none
             path.unlink()
         if folder.exists():
             (folder / "summary.json").unlink(missing_ok=True)  # first: what is half removed is no record
