@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unlocked.errors import SettingError, choose
@@ -174,7 +174,4 @@ def run_from(values: Mapping[str, Any]) -> Run:
 
 def run_from_file(path: Path) -> Run:
     """A run from a file, e.g. a record's `config.yaml`."""
-    values = read_yaml(path)
-    if isinstance(OmegaConf.create(values), DictConfig):
-        values = container(OmegaConf.create(values))
-    return run_from(values)
+    return run_from(container(OmegaConf.create(read_yaml(path))))

@@ -69,7 +69,7 @@ class Part(Settings):
 
     says: str = setting("", "what the effect is, in a few words")
     unit: str = setting("ratio", "of the effect", names=UNITS)
-    statistic: str = setting("", "a registered statistic, or the dotted path of such a function")
+    statistic: str = setting("", "a registered statistic")
     arguments: dict[str, Any] = setting(None, "of the statistic, e.g. which runs it compares", empty=dict)
     above: float | None = setting(None, "the threshold: exactly one of these three")
     below: float | None = setting(None, "the threshold: exactly one of these three")

@@ -128,6 +128,20 @@ class Budget(Settings):
 
 
 @dataclass(frozen=True)
+class Points(Settings):
+    """How often something is measured."""
+
+    points: int = setting(20, "evaluations, evenly spaced, besides the start", least=1, most=100_000)
+
+
+@dataclass(frozen=True)
+class NetworkEvaluation(Points):
+    """What is measured of a network in training, and how often."""
+
+    recalibration_batches: int = setting(50, "training batches from which BatchNorm statistics are taken", least=1)
+
+
+@dataclass(frozen=True)
 class Run(Settings):
     """One training with one seed, or one study."""
 

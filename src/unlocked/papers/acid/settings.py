@@ -22,6 +22,7 @@ from unlocked.papers.run import (
     Data,
     Estimate,
     Model,
+    NetworkEvaluation,
     Run,
     Runtime,
     number,
@@ -75,12 +76,10 @@ class LargeBatch(Budget):
 
 
 @dataclass(frozen=True)
-class Evaluation(Settings):
+class Evaluation(NetworkEvaluation):
     """What is measured of the average of all workers, and how often."""
 
-    points: int = setting(20, "evaluations, evenly spaced, besides the start", least=1, most=100_000)
     workers: str = setting("final", "when every worker is tested, too", names=("final", "always", "never"))
-    recalibration_batches: int = setting(50, "training batches from which BatchNorm statistics are taken", least=1)
     train_limit: int = setting(10_000, "training images on which the average's loss is measured", least=1)
 
 

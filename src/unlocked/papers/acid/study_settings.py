@@ -10,7 +10,7 @@ from unlocked.gossip import topology
 from unlocked.gossip.clock import Clock
 from unlocked.gossip.schedule import PAIRINGS
 from unlocked.papers.acid.settings import AcidRun, Gossip, Momentum
-from unlocked.papers.run import PROCESS_MB, Estimate
+from unlocked.papers.run import PROCESS_MB, Estimate, Points
 from unlocked.settings import Settings, setting
 
 STUDY_EVENT = 3.0e-5  # seconds per event
@@ -38,13 +38,6 @@ class PlainSgd(Settings):
 
     lr: float = setting(0.005, "learning rate", above=0, most=1e6)
     momentum: float = setting(0.9, "of the SGD buffer", least=0, most=1)
-
-
-@dataclass(frozen=True)
-class Points(Settings):
-    """How often something is measured."""
-
-    points: int = setting(20, "evaluations, evenly spaced, besides the start", least=1, most=100_000)
 
 
 @dataclass(frozen=True)

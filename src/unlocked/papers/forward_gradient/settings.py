@@ -21,6 +21,7 @@ from unlocked.papers.run import (
     Data,
     Estimate,
     Model,
+    NetworkEvaluation,
     Run,
     Runtime,
     number,
@@ -65,14 +66,6 @@ class Batch(Settings):
     """Of a study that takes no step."""
 
     batch_size: int = setting(128, "samples of a batch", least=1)
-
-
-@dataclass(frozen=True)
-class Evaluation(Settings):
-    """What is measured of the net and of every block, and how often."""
-
-    points: int = setting(20, "evaluations, evenly spaced, besides the start", least=1, most=100_000)
-    recalibration_batches: int = setting(50, "training batches from which BatchNorm statistics are taken", least=1)
 
 
 @dataclass(frozen=True)
@@ -145,7 +138,7 @@ class Trained(ForwardRun):
     target: str = setting("global", "gradient to follow: of the net's loss, or of the block's own", names=targets.names)
     guess: str = setting("global", "direction on which the target is projected", names=guesses.names)
     optim: StepSgd = setting(StepSgd(), "the optimiser")
-    evaluation: Evaluation = setting(Evaluation(), "what is measured")
+    evaluation: NetworkEvaluation = setting(NetworkEvaluation(), "what is measured")
     measure: Measure = setting(Measure(), "what is measured of the estimates")
     test_statistics: str = setting(
         "running",
