@@ -34,6 +34,7 @@ class Rule:
     names: Names | None = None
     pattern: str | None = None  # of texts, as a whole
     nonempty: bool = False
+    later: bool = False  # added when there were runs already: at its default it has no part in a run's id
 
     def allowed(self) -> tuple[str, ...] | None:
         """The names to choose from, None where any value goes."""
@@ -216,15 +217,23 @@ class inside:
             raise SettingError(name, error.value, error.right) from None
 
 
-def plain(settings: Settings) -> dict[str, Any]:
-    """Nested plain values: what `build` takes, YAML and JSON hold. Tuples become lists."""
-    return {spec.name: _plain(getattr(settings, spec.name)) for spec in specs(type(settings))}
+def plain(settings: Settings, later: bool = True) -> dict[str, Any]:
+    """Nested plain values: what `build` takes, YAML and JSON hold. Tuples become lists.
+
+    Without `later`, settings that were added later (`Rule.later`) are left out where they have their default.
+    """
+    values = ((spec, getattr(settings, spec.name)) for spec in specs(type(settings)))
+    return {
+        spec.name: _plain(value, later)
+        for spec, value in values
+        if later or not spec.rule.later or value != spec.default
+    }
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, later: bool) -> Any:
     if isinstance(value, Settings):
-        return plain(value)
-    return [_plain(entry) for entry in value] if isinstance(value, tuple) else value
+        return plain(value, later)
+    return [_plain(entry, later) for entry in value] if isinstance(value, tuple) else value
 
 
 def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

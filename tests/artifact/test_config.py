@@ -6,6 +6,7 @@ import pickle
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from unlocked.artifact import config
 from unlocked.errors import SettingError
 from unlocked.papers import PAPERS
 from unlocked.papers.run import Run
-from unlocked.settings import Spec, build, flatten, names, nest
+from unlocked.settings import Settings, Spec, build, flatten, names, nest, plain, setting
 
 KINDS = [kind for paper in PAPERS.values() for kind in paper.kinds]
 
@@ -244,6 +245,24 @@ def test_what_leaves_the_id(tiny_run: Any) -> None:
     for space in ("weight", "activity"):
         settings = FORWARD | {"guess": "random", "target": "global", "space": space}
         assert config.run_from(settings) == config.run_from({**settings, "averaged": space == "weight"})
+
+
+@dataclass(frozen=True)
+class Part(Settings):
+    old: int = setting(1, "there from the beginning")
+    new: str | None = setting(None, "added later", later=True)
+
+
+@dataclass(frozen=True)
+class Whole(Settings):
+    part: Part = setting(Part(), "nested")
+
+
+def test_a_setting_that_was_added_later_keeps_the_ids_of_runs() -> None:
+    """At its default it is left out of what the id is made of, nested too; with another value it counts."""
+    assert plain(Whole()) == {"part": {"old": 1, "new": None}}
+    assert plain(Whole(), later=False) == {"part": {"old": 1}}
+    assert plain(Whole(Part(new="a")), later=False) == {"part": {"old": 1, "new": "a"}}
 
 
 def test_the_budget(tiny_run: Any) -> None:

@@ -187,8 +187,10 @@ class Run(Settings):
 
     @functools.cached_property
     def hash(self) -> str:
-        """SHA-256 of the identity, in hex."""
-        return hashlib.sha256(json.dumps(self.identity(), sort_keys=True).encode()).hexdigest()
+        """SHA-256 of the identity, in hex; settings that were added later count where they differ from their default,
+        so that runs keep their ids."""
+        identity = {key: value for key, value in plain(self, later=False).items() if key != "runtime"}
+        return hashlib.sha256(json.dumps({"paper": self.paper, **identity}, sort_keys=True).encode()).hexdigest()
 
     @functools.cached_property
     def id(self) -> str:
