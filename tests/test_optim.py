@@ -77,3 +77,22 @@ def test_momentum_of_a_stack_is_that_of_its_rows() -> None:
 
 def test_step_factor() -> None:
     assert [optim.step_factor(e, 30, 0.2) for e in (0, 29, 30, 59, 60)] == pytest.approx([1, 1, 0.2, 0.2, 0.04])
+
+
+@pytest.mark.parametrize("longest", [0.1, 3.0, 1e3])
+def test_clipping_is_torchs(longest: float) -> None:
+    """Of one vector, and of a stack row by row; gradients that are short enough stay as they are to the last bit."""
+    stack = (
+        torch.randn(4, 10, generator=torch.Generator().manual_seed(0)) * torch.tensor([0.1, 1.0, 2.0, 10.0])[:, None]
+    )
+    before, theirs = stack.clone(), []
+    for row in stack:
+        parameter = nn.Parameter(torch.zeros(10))
+        parameter.grad = row.clone()
+        nn.utils.clip_grad_norm_([parameter], longest)
+        theirs.append(parameter.grad)
+    torch.testing.assert_close(torch.stack([optim.clip_(row.clone(), longest) for row in stack]), torch.stack(theirs))
+    torch.testing.assert_close(optim.clip_(stack, longest), torch.stack(theirs))
+    short = before.norm(dim=1) < longest - 1e-5
+    assert torch.equal(stack[short], before[short])
+    assert torch.equal(optim.clip_(before.clone(), None), before)

@@ -23,6 +23,16 @@ def momentum_(buffer: Tensor, gradient: Tensor, x: Tensor, decay: Tensor, moment
     buffer.mul_(momentum).add_(gradient).addcmul_(decay.expand_as(x), x)
 
 
+def clip_(gradient: Tensor, longest: float | None) -> Tensor:
+    """Scale a gradient (d,), or each of a stack (k, d), that is longer than `longest` down to it, in place.
+
+    As `torch.nn.utils.clip_grad_norm_` does with all parameters together. None: nothing happens.
+    """
+    if longest is not None:
+        gradient *= (longest / (gradient.norm(dim=-1, keepdim=True) + 1e-6)).clamp(max=1.0)
+    return gradient
+
+
 @dataclass(frozen=True)
 class Sgd:
     """Momentum SGD."""

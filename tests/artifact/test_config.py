@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import pickle
 import re
 import shutil
@@ -232,6 +234,7 @@ def test_ids_can_be_read(tiny_run: Any) -> None:
         "allreduce-n4-s0": {"method": "allreduce"},
         "processes-allreduce-n4-s0": {"method": "allreduce", "engine": "processes"},
         "averaging-acid-ring-n4-r1-s0": {"study": "averaging"},
+        "acid-ring-n4-r1-c0.25-clip1-s0": {"strength": 0.25, "optim.clip": 1},
     }
     for stem, point in stems.items():
         assert re.fullmatch(rf"{stem}-[0-9a-f]{{8}}", tiny_run(point).id)
@@ -263,6 +266,17 @@ def test_a_setting_that_was_added_later_keeps_the_ids_of_runs() -> None:
     assert plain(Whole()) == {"part": {"old": 1, "new": None}}
     assert plain(Whole(), later=False) == {"part": {"old": 1}}
     assert plain(Whole(Part(new="a")), later=False) == {"part": {"old": 1, "new": "a"}}
+
+
+def test_a_later_setting_changes_the_hash_only_where_it_is_not_its_default(tiny_run: Any) -> None:
+    """Records made before there was the setting are those of its default; frames have it of all runs."""
+    run = tiny_run()
+    whole = plain(run)
+    old = {key: value for key, value in whole.items() if key not in ("strength", "runtime")} | {"paper": "acid"}
+    del old["optim"]["clip"]
+    assert run.hash == hashlib.sha256(json.dumps(old, sort_keys=True).encode()).hexdigest()
+    assert run.identity()["strength"] == 1.0
+    assert len({tiny_run(change).hash for change in ({}, {"strength": 0.5}, {"optim.clip": 1.0})}) == 3
 
 
 def test_the_budget(tiny_run: Any) -> None:

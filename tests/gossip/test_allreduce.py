@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch.nn.functional import cross_entropy
+from torch.nn.utils import clip_grad_norm_
 from trainings import advance_all
 
 from unlocked.gossip import clock as clocks
@@ -17,7 +18,9 @@ SMALL_RESNET = {"model.name": "resnet18", "model.width": 0.0625}
 
 
 @pytest.mark.usefixtures("double")
-@pytest.mark.parametrize("model", [{"model.name": "mlp"}, SMALL_RESNET], ids=lambda m: m["model.name"])
+@pytest.mark.parametrize(
+    "model", [{"model.name": "mlp", "optim.clip": 0.3}, SMALL_RESNET], ids=["clipped mlp", "resnet"]
+)
 def test_allreduce_is_synchronous_sgd(tiny_run: Any, train_of: Any, model: dict[str, Any]) -> None:
     """A few steps agree with torch's optimiser and gradients taken one worker after the other."""
     training = train_of(run := tiny_run({"method": "allreduce", "optim.weight_decay": 0.01, **model}))
@@ -31,6 +34,8 @@ def test_allreduce_is_synchronous_sgd(tiny_run: Any, train_of: Any, model: dict[
         for worker in range(run.workers):
             images, labels = training.streams.batches(training.data, [worker], [step])
             (cross_entropy(net(images[0]), labels[0]) / run.workers).backward()
+        if run.optim.clip:
+            assert clip_grad_norm_(net.parameters(), run.optim.clip) > run.optim.clip
         for group in sgd.param_groups:
             group["lr"] = common.learning_rate(run, step * run.workers)
         sgd.step()

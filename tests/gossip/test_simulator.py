@@ -65,6 +65,29 @@ CASES = [
 CASES += [(64, "complete", RELEASED, "start"), (64, "ring", EXACT, "event")]
 
 
+@pytest.mark.parametrize("execution", ["loop", "batched"])
+@pytest.mark.parametrize("workers", [2, 4])
+def test_no_gradient_is_longer_than_the_clip(tiny_run: Any, train_of: Any, workers: int, execution: str) -> None:
+    """Whatever the execution; with a clip that none reaches nothing changes, to the last bit."""
+    settings = {"graph": "path", "workers": workers, "runtime.execution": execution}
+    plain, loose, tight = (
+        train_of(tiny_run(settings, **{"optim.clip": clip, "optim.weight_decay": 0.0, "optim.momentum": 0.0}))
+        for clip in (None, 1e6, 0.3)
+    )
+    assert torch.equal(advance_all(plain).x, advance_all(loose).x)
+    longest = advance_all(tight).m.norm(dim=1)  # without SGD momentum: every worker's last gradient
+    assert plain.engine.m.norm(dim=1).min() > 0.3
+    torch.testing.assert_close(longest, torch.full((workers,), 0.3), rtol=1e-4, atol=0)
+
+
+def test_strength_is_a_factor_on_chi1(tiny_run: Any, train_of: Any) -> None:
+    """In trainings and studies alike; a weaker momentum mixes more and averages the auxiliary variable less."""
+    for study in ("training", "averaging", "quadratic"):
+        run = tiny_run(study=study, strength=0.25, workers=8)
+        chi1, chi2 = topology.chi(topology.build("ring", 8))
+        assert train_of(run).engine.constants == momentum.Constants.accelerated(0.25 * chi1, chi2)
+
+
 @pytest.mark.usefixtures("double")
 @pytest.mark.parametrize("width", [1.0, 0.25], ids=["long vectors", "short vectors"])
 @pytest.mark.parametrize(("workers", "graph", "method", "read"), CASES)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from unlocked import seeding
+from unlocked import optim, seeding
 from unlocked.gossip.stacked import stacked_gradient
 from unlocked.vision import evaluate
 from unlocked.vision.data import Dataset
@@ -100,13 +100,19 @@ class Networks(Source):
     """Gradients of the workers' networks on their data.
 
     With `vectors` (n, d), every worker has a copy of `model` whose parameters are views of its row, and BatchNorm
-    statistics of its own. Without, gradients are computed for a stack of vectors at once.
+    statistics of its own. Without, gradients are computed for a stack of vectors at once. `clip`: their largest norm.
     """
 
     def __init__(
-        self, model: nn.Module, data: Dataset, streams: Streams, workers: int, vectors: Tensor | None = None
+        self,
+        model: nn.Module,
+        data: Dataset,
+        streams: Streams,
+        workers: int,
+        vectors: Tensor | None = None,
+        clip: float | None = None,
     ) -> None:
-        self.data, self.streams, self.workers = data, streams, workers
+        self.data, self.streams, self.workers, self.clip = data, streams, workers, clip
         self.models: list[nn.Module] = []
         self.stacked_gradient = stacked_gradient(copy.deepcopy(model).train())
         if vectors is not None:
@@ -121,14 +127,15 @@ class Networks(Source):
         loss = cross_entropy(self.models[worker](batch[0]), batch[1])
         pieces = torch.autograd.grad(loss, self.parameters[worker])
         torch.cat([piece.flatten() for piece in pieces], out=self.gradient)
-        return self.gradient, loss.detach()
+        return optim.clip_(self.gradient, self.clip), loss.detach()
 
     def each(self, workers: list[int], steps: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self.streams.batches(self.data, workers, steps)
         return map(self.one, workers, zip(images, labels, strict=True))
 
     def stacked(self, workers: list[int], steps: list[int], vectors: Tensor) -> tuple[Tensor, Tensor]:
-        return self.stacked_gradient(vectors, *self.streams.batches(self.data, workers, steps))
+        gradients, losses = self.stacked_gradient(vectors, *self.streams.batches(self.data, workers, steps))
+        return optim.clip_(gradients, self.clip), losses
 
     def buffers(self) -> list[dict[str, Tensor]]:
         """BatchNorm statistics of every worker, not copied."""

@@ -11,7 +11,8 @@ def constants_of(run: AcidRun) -> Constants:
     """The method's constants on the run's graph."""
     if not (isinstance(run, Momentum) and isinstance(run, Gossip)):
         return Constants.baseline()
-    return Constants.accelerated(*topology.chi(topology.build(run.graph, run.workers, run.seed), run.rate))
+    graph = topology.build(run.graph, run.workers, run.seed)
+    return Constants.accelerated(*topology.chi(graph, run.rate), run.strength)
 
 
 def dynamics_of(run: AcidRun) -> str:

@@ -6,7 +6,7 @@ Classes are built up by what a run has: all-reduce has no graph, the baseline no
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from unlocked.errors import SettingError
 from unlocked.gossip import topology
@@ -39,7 +39,10 @@ USUAL = {  # settings that a name shows where they are something else
     "init": "common",
     "pairing": "poisson",
     "clock.law": "exponential",
+    "strength": 1.0,
+    "optim.clip": None,
 }
+MARKS = {"strength": "c", "optim.clip": "clip"}  # before a number in a name
 
 
 @dataclass(frozen=True)
@@ -69,6 +72,9 @@ class LargeBatch(Budget):
     schedule: str = setting("large_batch", "of the learning rate", names=("large_batch", "constant"))
     warmup_epochs: float = setting(5.0, "linear warm-up to batch * workers / 256", least=0, most=1e6)
     milestones: tuple[float, ...] = setting((0.5, 0.75), "times 0.1 at these fractions of the run", above=0, below=1)
+    clip: float | None = setting(
+        None, "largest norm of a gradient; longer ones are scaled down to it", above=0, most=1e6, later=True
+    )
 
     def check(self) -> None:
         ordered = all(a < b for a, b in zip(self.milestones, self.milestones[1:], strict=False))
@@ -126,6 +132,11 @@ class Slowdown(Settings):
             raise SettingError("clock.slow_workers", self.slow_workers, f"must be between 0 and the {workers} workers")
 
 
+def mark(key: str, value: Any) -> str:
+    """An unusual value in a run's name: `released`, `c0.25`."""
+    return MARKS[key] + number(value) if key in MARKS else value
+
+
 @dataclass(frozen=True)
 class AcidRun(Run):
     """What all runs of this paper have."""
@@ -146,7 +157,7 @@ class AcidRun(Run):
         kind = [own[key] for key in ("study", "engine") if own.get(key, "virtual") not in ("training", "virtual")]
         graph = [own["graph"]] if "graph" in own else []
         rate = [f"r{number(own['rate'])}"] if "rate" in own else []
-        special = [own[key] for key, usual in USUAL.items() if own.get(key, usual) != usual]
+        special = [mark(key, own[key]) for key, usual in USUAL.items() if own.get(key, usual) != usual]
         return "-".join([*kind, self.method, *graph, f"n{self.workers}", *rate, *special])
 
 
@@ -195,6 +206,9 @@ class Momentum(Settings):
 
     method: str = setting("acid", "gossip with momentum", names=("acid",))
     dynamics: str = setting("exact", "exact: the paper's definition; released: the authors' code", names=DYNAMICS)
+    strength: float = setting(
+        1.0, "factor on chi1 in the constants; 1: the paper's, less: a weaker momentum", above=0, most=1e6, later=True
+    )
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class AllReduceTraining:
             yield
 
     def step(self, number: int) -> None:
-        """The mean gradient over all workers' batches, then momentum SGD."""
+        """The mean gradient over all workers' batches, clipped as one, then momentum SGD."""
         self.gradient.zero_()
         for group in self.groups:
             images, labels = self.streams.batches(self.data, group, [number] * len(group))
@@ -62,6 +62,7 @@ class AllReduceTraining:
             share = len(group) / self.run.workers
             (loss * share).backward()
             self.losses[0] += loss.detach() * share
+        optim.clip_(self.gradient, self.run.optim.clip)
         optim.momentum_(self.m, self.gradient, self.x, self.sgd.decay, self.sgd.momentum)
         self.x -= self.sgd.rates[number] * self.m
         self.losses[1] += 1

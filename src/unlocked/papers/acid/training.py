@@ -84,7 +84,7 @@ class GossipTraining(Simulated):
         )
         self.streams = common.streams_of(run, data)
         vectors = None if engine.batched else engine.read
-        self.networks = Networks(model, data, self.streams, run.workers, vectors)
+        self.networks = Networks(model, data, self.streams, run.workers, vectors, run.optim.clip)
         self.evaluator = common.evaluator_of(run, model, data)
         cuts = events.cut(evaluation_points(events.gradients, run.evaluation.points))
         super().__init__(events, cuts, engine, self.networks)

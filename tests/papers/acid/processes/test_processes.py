@@ -103,7 +103,7 @@ def test_the_final_average_is_evaluated(short: Short, started: Started) -> None:
 
 def test_all_reduce_is_the_simulators(short: Short, started: Started, tiny_run: Any, data_of: Any) -> None:
     """DistributedDataParallel does the same steps on the same data: the same vector to rounding."""
-    changes = {"method": "allreduce", "optim.weight_decay": 0.01}
+    changes = {"method": "allreduce", "optim.weight_decay": 0.01, "optim.clip": 0.3}
     run = short(120, changes)
     training = started(run)
     measured = drive(training)
@@ -114,6 +114,14 @@ def test_all_reduce_is_the_simulators(short: Short, started: Started, tiny_run: 
             pass
     assert (finals(training)[2].x - simulated.x).abs().max() < 1e-4
     assert measured[-1].metrics["consensus_distance"] < 1e-9
+
+
+def test_gradients_are_clipped(short: Short, started: Started) -> None:
+    """Without SGD momentum the buffer is the last gradient: as long as the clip allows, in every worker."""
+    settings = {"optim.clip": 0.2, "optim.momentum": 0.0, "optim.weight_decay": 0.0, "evaluation.points": 1}
+    training = started(short(20, {"workers": 2, "graph": "complete"} | settings))
+    drive(training)
+    assert [float(state.m.norm()) for state in finals(training).values()] == pytest.approx([0.2, 0.2], rel=1e-3)
 
 
 def test_batch_norm_statistics_come_along(short: Short, started: Started) -> None:

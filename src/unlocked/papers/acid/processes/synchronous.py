@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
+from unlocked import optim
 from unlocked.gossip.distributed import exchange
 from unlocked.gossip.workers import bind
 from unlocked.papers.acid.processes.runner import Runner
@@ -46,6 +47,7 @@ class Synchronous(Runner):
         if self.pause:
             time.sleep(self.pause)
         loss.backward()
+        optim.clip_(self.flat_gradient, self.run.optim.clip)
         self.vectors.descend(self.flat_gradient, self.sgd.rates[step], self.sgd.decay, self.sgd.momentum)
         return value, 0, 0
 
