@@ -18,7 +18,9 @@ CELLS = list(itertools.product(("global", "local"), ("random", "local", "ntk")))
 
 @pytest.mark.parametrize("norm", ["batch", "group"])
 @pytest.mark.parametrize(("space", "averaged"), SPACES)
-@pytest.mark.parametrize(("target", "guess"), [*CELLS, ("global", "global"), ("local", "fixed_ntk")])
+@pytest.mark.parametrize(
+    ("target", "guess"), [*CELLS, ("global", "global"), ("global", "frozen"), ("local", "fixed_ntk")]
+)
 @pytest.mark.parametrize("samples", [2, 5])
 def test_every_cell(norm: str, space: str, averaged: bool, target: str, guess: str, samples: int) -> None:
     assert_as_reference(small_net(norm, samples), Method(target, guess, space, averaged=averaged))

@@ -51,9 +51,17 @@ def test_what_a_method_knows() -> None:
     assert Method("local", "local", normalise=False).is_projected
     assert Method("local", "fixed_ntk").is_projected
     assert [Method("global", "local", space).is_averaged for space in ("weight", "activity")] == [True, False]
-    assert [Method("global", g).label for g in ("global", "ntk")] == ["backpropagation", "NTK guess"]
+    labels = ["backpropagation", "NTK guess", "frozen blocks"]
+    assert [Method("global", g).label for g in ("global", "ntk", "frozen")] == labels
     assert [Method(t, "ntk").has_guess_nets for t in ("global", "local")] == [False, True]
-    assert [Method("global", g).trains_auxiliaries for g in guesses.names()] == [False, True, False, False, False]
+    assert [Method("global", g).trains_auxiliaries for g in guesses.names()] == [
+        False,
+        True,
+        False,
+        False,
+        False,
+        False,
+    ]
 
 
 @pytest.mark.parametrize(
@@ -65,8 +73,8 @@ def test_what_a_method_knows() -> None:
         ({"label": " "}, "label"),
         ({"colour": ""}, "colour"),
         ({"colour": "red"}, "colour"),
-        ({"source": "net"}, "one of noise, head, target"),
-        ({"source": ""}, "one of noise, head, target"),
+        ({"source": "net"}, "one of noise, head, target, nothing"),
+        ({"source": ""}, "one of noise, head, target, nothing"),
         ({"function": None}, "called"),
         ({"source": "noise"}, "no auxiliary nets"),
         ({"source": "target", "trains_heads": False, "redrawn": True}, "no auxiliary nets"),

@@ -61,7 +61,7 @@ def estimate(
     outputs to scores (N, ...); the last is the head of the whole net. inputs, labels: (N, ...). loss: of (scores,
     labels), the mean over the batch. The last block and the last auxiliary net get their true gradient; the others of
     these get that of their own loss when target or guess is `local`, else none. The caller redraws the nets of a
-    redrawn guess such as `ntk` (`guesses.redraw_`).
+    redrawn guess such as `ntk` (`guesses.redraw_`). With the guess `frozen` the other blocks get none.
 
     noise: draws a random guess, given (shape, dtype, device); called block by block from the first to the last but one,
     in each tangent by tangent, in each tensor by tensor in the order of `named_parameters`. None: the method's
@@ -111,7 +111,8 @@ class _Estimation:
         self.last = len(self.blocks) - 1
         self.is_exact = not (method.is_projected or self.measure)  # the gradients are the target's own
         # a gradient runs back through all blocks
-        self.is_chained = method.mode == "projection" and (method.of_target.uses_net or self.measure)
+        is_asked = method.trains_blocks and (method.of_target.uses_net or self.measure)
+        self.is_chained = is_asked and method.mode == "projection"
         self.heads: dict[int, HeadPass] = {}
         self.gradients: Tensors = {}
         self.coefficients: Tensors = {}
@@ -139,10 +140,11 @@ class _Estimation:
     def run(self, notes: tuple[str, ...]) -> Estimate:
         outputs, chain, arriving = self.inputs, [], None
         for index, block in enumerate(self.blocks):
-            step = passes.forward(
-                index, block, outputs, chained=self.is_chained, update=self.update, precision=self.precision,
-                record_calls=self.space.needs_calls and not self.is_exact and index != self.last,
-            )  # fmt: skip
+            with torch.set_grad_enabled(self.method.trains_blocks or index == self.last):
+                step = passes.forward(
+                    index, block, outputs, chained=self.is_chained, update=self.update, precision=self.precision,
+                    record_calls=self.space.needs_calls and not self.is_exact and index != self.last,
+                )  # fmt: skip
             outputs = step.outputs
             if self.is_chained:
                 chain.append(step)
@@ -169,6 +171,8 @@ class _Estimation:
         """
         method, is_last = self.method, step.index == self.last
         own = self._with_heads(step)
+        if not (method.trains_blocks or is_last):
+            return None
         is_true = is_last or self.is_exact
         if method.mode == "forward_mode" and not is_true:
             self._estimate(step)

@@ -5,7 +5,8 @@
 
 `random`: fresh noise in every step (Baydin et al. 2022 in the weights, Ren et al. 2022 in the activities). `local`: the
 gradient of the block's own auxiliary loss. `ntk`: the same with auxiliary nets drawn anew every step, `fixed_ntk`: with
-nets that stay as they were drawn. `global`: the global target itself, which makes that cell backpropagation.
+nets that stay as they were drawn. `global`: the global target itself, which makes that cell backpropagation. `frozen`:
+none; blocks stay as they were drawn, and the last one and the classifier alone are trained: the control.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Draw = Callable[[Sequence[int], Any, Any], Any]  # (shape, dtype, device) to a tensor
-SOURCES = ("noise", "head", "target")
+SOURCES = ("noise", "head", "target", "nothing")
 DISTRIBUTIONS = ("gaussian", "rademacher")  # of noise: zero mean and unit covariance
 
 
@@ -37,7 +38,7 @@ class Guess:
     """A guess, with all that training, tables and figures need of it.
 
     source: what `function` makes the guess of: `noise` (drawn in the space), `head` (the gradient of the auxiliary loss
-    at the block's output (N, ...)), `target` (the target there).
+    at the block's output (N, ...)), `target` (the target there), `nothing` (there is none: blocks are not trained).
     """
 
     name: str
@@ -73,6 +74,7 @@ register(Guess("local", "local", "#D55E00", "head", trains_heads=True))
 register(Guess("ntk", "NTK", "#0072B2", "head", redrawn=True))
 register(Guess("fixed_ntk", "fixed NTK", "#56B4E9", "head"))
 register(Guess("global", "itself", "#000000", "target", only_with="global"))
+register(Guess("frozen", "frozen blocks", "#999999", "nothing", only_with="global"))
 
 
 def noise(distribution: str = "gaussian", generator: torch.Generator | None = None) -> Draw:

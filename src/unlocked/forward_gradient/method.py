@@ -63,9 +63,16 @@ class Method(Settings):
     def is_projected(self) -> bool:
         """Whether guess and target differ, so that space, coefficients and mode matter."""
         guess = self.of_guess
+        if not self.trains_blocks:
+            return False
         from_own_head = guess.source == "head" and guess.trains_heads and self.of_target.loss == "head"
         is_target = guess.function is guesses.same and (guess.source == "target" or from_own_head)
         return not (is_target and self.is_normalised)
+
+    @property
+    def trains_blocks(self) -> bool:
+        """Whether all blocks learn; the last one always does."""
+        return self.of_guess.source != "nothing"
 
     @property
     def trains_auxiliaries(self) -> bool:
@@ -79,12 +86,14 @@ class Method(Settings):
 
     @property
     def label(self) -> str:
-        """`backpropagation`, `local learning`, `NTK guess`."""
+        """`backpropagation`, `local learning`, `frozen blocks`, `NTK guess`."""
         if self.is_projected:
             return f"{self.of_guess.label} guess"
+        if not self.trains_blocks:
+            return self.of_guess.label
         return self.of_target.exact or f"{self.target} target"
 
     @property
     def colour(self) -> str:
         """In figures that tell methods apart by colour."""
-        return (self.of_guess if self.is_projected else self.of_target).colour
+        return (self.of_guess if self.is_projected or not self.trains_blocks else self.of_target).colour

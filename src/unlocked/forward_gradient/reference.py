@@ -39,7 +39,7 @@ def estimate(
         whole, last = loss(auxiliaries[-1](features[-1]), labels), len(blocks) - 1
         found = _gradients(whole, blocks[-1], f"blocks.{last}.")
         found |= _gradients(whole, auxiliaries[-1], f"auxiliaries.{last}.")
-        for k, (before, after) in enumerate(pairwise(features[:-1])):
+        for k, (before, after) in enumerate(pairwise(features[:-1]) if method.trains_blocks else ()):
             leaf = after.detach().requires_grad_()
             own = loss(auxiliaries[k](leaf), labels)
             target = method.of_target.function(_gradient(whole, after), _gradient(own, leaf))

@@ -57,6 +57,21 @@ def test_each_cell_trains_its_part_and_no_other(target: str, guess: str, space: 
         assert guesses <= still
 
 
+def test_frozen_blocks_train_the_last_block_and_the_classifier_as_backpropagation_does() -> None:
+    """Their first step is that of backpropagation; everything else stays, without decay."""
+    frozen, whole = (fresh(target="global", guess=guess) for guess in ("frozen", "global"))
+    before = parameters(frozen)
+    for one in (frozen, whole):
+        one.step(0)
+    trained = parameters(whole)
+    for name, now in parameters(frozen).items():
+        right = trained[name] if name.startswith(("blocks.7.", LAST)) else before[name]
+        torch.testing.assert_close(now, right, rtol=1e-5, atol=1e-7, msg=name)
+    metrics = frozen.measure(1).metrics
+    assert len(metrics["block_train_accuracy"]) == 8
+    assert "cosine" not in metrics
+
+
 def test_ntk_nets_are_drawn_anew_every_step_from_the_seed() -> None:
     """Two steps, two draws; the same step of another training, the same draw; the classifier is not drawn anew."""
     first, second = (fresh(guess="ntk", auxiliary="linear") for _ in range(2))

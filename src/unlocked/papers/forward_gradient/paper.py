@@ -12,6 +12,7 @@ from unlocked.papers.forward_gradient.settings import (
     STUDIES,
     Backpropagation,
     ForwardRun,
+    FrozenBlocks,
     GlobalNoise,
     HeadGuess,
     LocalLearning,
@@ -28,14 +29,14 @@ def kind_of(settings: Mapping[str, Any]) -> type[ForwardRun]:
         return STUDIES[study]
     method = Method(settings.get("target", "global"), settings.get("guess", "local"))
     if not method.is_projected:
-        return Backpropagation if method.of_guess.source == "target" else LocalLearning
+        return {"target": Backpropagation, "nothing": FrozenBlocks}.get(method.of_guess.source, LocalLearning)
     if method.of_guess.source == "noise":
         return LocalNoise if method.of_target.uses_heads else GlobalNoise
     return HeadGuess
 
 
 KINDS: tuple[type[ForwardRun], ...] = (
-    Backpropagation, LocalLearning, GlobalNoise, LocalNoise, HeadGuess, *STUDIES.values(),
+    Backpropagation, FrozenBlocks, LocalLearning, GlobalNoise, LocalNoise, HeadGuess, *STUDIES.values(),
 )  # fmt: skip
 
 

@@ -40,6 +40,7 @@ FACTORS = {
     ("weight_per_sample", "head"): 3.8,
 }
 LOCAL_TARGET = 0.75  # of the time with a global target
+FROZEN = 0.4
 FORWARD_MODE = 2.0  # of the time by projection, per Jacobian-vector product that goes through the whole net
 PER_BLOCK = {"cpu": 2.5e-3, "cuda": 1.5e-3}  # seconds per step and block that do not depend on the width
 CASES = 24  # gradients that a study on a fresh net costs, roughly
@@ -190,6 +191,20 @@ class Backpropagation(Trained):
 
     def what(self) -> list[str]:
         return ["backpropagation"]
+
+
+@dataclass(frozen=True)
+class FrozenBlocks(Trained):
+    """The control: blocks stay as they were drawn, but for the last, which is trained with the classifier."""
+
+    target: str = setting("global", "of the last block", names=("global",))
+    guess: str = setting("frozen", "none", names=("frozen",))
+
+    def what(self) -> list[str]:
+        return ["frozen-blocks"]
+
+    def factor(self) -> float:
+        return FROZEN
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,16 @@ from unlocked.vision.networks import AUXILIARIES, NETWORKS
 
 SPACES = {"activity": "activities", "weight": "weights"}
 SEEDS_NOTE = "Mean ± standard deviation over seeds; a dash: not run at this scale."
+FROZEN_NOTE = "Frozen blocks, the control: only the last block and the classifier are trained, the others are as drawn."
 CORNER = "test (training) accuracy, %"
 ACCURACY = mean_deviation("test_accuracy", beside="train_accuracy")
 ACCURACIES = ("test_accuracy", "train_accuracy", "best_test_accuracy")
 
 
 def guess_order() -> list[str]:
-    """The target itself, then guesses from auxiliary nets, then noise."""
-    return sorted(guesses.names(), key=lambda name: ("target", "head", "noise").index(guesses.get(name).source))
+    """The target itself, none, then guesses from auxiliary nets, then noise."""
+    order = ("target", "nothing", "head", "noise")
+    return sorted(guesses.names(), key=lambda name: order.index(guesses.get(name).source))
 
 
 def method_name(run: Row) -> str:
@@ -58,14 +60,18 @@ def accuracy(context: Context) -> Table:
     numbers = frames.summary(["method", "target", "guess", "space", "averaged", "auxiliary"], *ACCURACIES)
     parts = [numbers[numbers["auxiliary"].isin([kind, "none"])].assign(kind=kind) for kind in kinds]
     shown = pd.concat(parts).set_index("method").loc[numbers["method"].unique()].reset_index()
-    notes = (SEEDS_NOTE, "Backpropagation and random guesses at the global target use no auxiliary net.")
+    notes = (SEEDS_NOTE, "Backpropagation and random guesses at the global target use no auxiliary net.", FROZEN_NOTE)
     return tabulate(shown, "{method}", {"{kind} auxiliary": ACCURACY}, corner=CORNER, notes=notes, numbers=numbers)
 
 
 def noise(context: Context) -> Table:
     numbers = by_method(context.frames).summary(["method", "distribution"], *ACCURACIES)
-    shown = numbers.assign(title=numbers["distribution"].str.capitalize())
-    return tabulate(shown, "{method}", {"{title}": ACCURACY}, corner=CORNER, notes=(SEEDS_NOTE,), numbers=numbers)
+    drawn = numbers.dropna(subset="distribution")["distribution"].unique()
+    control = [numbers[numbers["distribution"].isna()].assign(distribution=name) for name in drawn]
+    shown = pd.concat([*control, numbers.dropna(subset="distribution")])
+    shown = shown.assign(title=shown["distribution"].str.capitalize())
+    notes = (SEEDS_NOTE, FROZEN_NOTE)
+    return tabulate(shown, "{method}", {"{title}": ACCURACY}, corner=CORNER, notes=notes, numbers=numbers)
 
 
 def aligned_auxiliary(context: Context) -> Table:
@@ -75,7 +81,8 @@ def aligned_auxiliary(context: Context) -> Table:
     frames = frames.assign(method=names, cosine=frames.last("cosine").iloc[:, 0])
     numbers = frames.summary(["method"], *ACCURACIES, "cosine")
     cells = {"accuracy, %": ACCURACY, "cosine": mean_deviation("cosine", ".3f", 1.0)}
-    notes = (SEEDS_NOTE, "Backpropagation's guess is the target, so that its cosine is 1; so is local learning's.")
+    exact = "Backpropagation's guess is the target, so that its cosine is 1; so is local learning's."
+    notes = (SEEDS_NOTE, exact, FROZEN_NOTE)
     return tabulate(numbers, "{method}", cells, corner="method", notes=notes)
 
 
