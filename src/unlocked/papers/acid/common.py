@@ -6,10 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from unlocked import optim, seeding
+from unlocked.gossip.disagreement import Disagreement
 from unlocked.gossip.workers import Evaluator, Streams, flat_parameters
 from unlocked.papers.acid.settings import NetworkRun
 from unlocked.vision import models
 from unlocked.vision.data import Dataset
+from unlocked.vision.evaluate import has_batch_norm
 from unlocked.vision.partition import partition
 
 
@@ -52,6 +54,18 @@ def sgd_of(run: NetworkRun, model: nn.Module, longest: int) -> optim.Sgd:
     """The optimiser of every worker; `longest` is the number of gradients of the fastest one."""
     rates = [learning_rate(run, k * run.workers) for k in range(longest)]
     return optim.Sgd(run.optim.momentum, optim.decay_vector(model, run.optim.weight_decay), rates)
+
+
+def disagreement_of(run: NetworkRun, model: nn.Module, data: Dataset) -> Disagreement | None:
+    """What measures the workers' differences, if the run asks for it: on training images that are not augmented, in
+    whole batches as in training where BatchNorm makes a batch matter."""
+    if not run.evaluation.disagreement:
+        return None
+    order = seeding.generator(run.seed, "training images for disagreement").permutation(len(data.train))
+    size = count = min(run.evaluation.disagreement, len(order))
+    if has_batch_norm(model) and count > run.optim.batch_size:
+        size = run.optim.batch_size
+    return Disagreement(model, [data.train.batch(order[k : k + size]) for k in range(0, count // size * size, size)])
 
 
 def evaluator_of(run: NetworkRun, model: nn.Module, data: Dataset) -> Evaluator:

@@ -87,6 +87,12 @@ class Evaluation(NetworkEvaluation):
 
     workers: str = setting("final", "when every worker is tested, too", names=("final", "always", "never"))
     train_limit: int = setting(10_000, "training images on which the average's loss is measured", least=1)
+    disagreement: int = setting(
+        0,
+        "training images on which the cost of the workers' differences under gossip is measured; 0: not at all",
+        least=0,
+        later=True,
+    )
 
 
 @dataclass(frozen=True)

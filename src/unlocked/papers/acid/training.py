@@ -86,6 +86,7 @@ class GossipTraining(Simulated):
         vectors = None if engine.batched else engine.read
         self.networks = Networks(model, data, self.streams, run.workers, vectors, run.optim.clip)
         self.evaluator = common.evaluator_of(run, model, data)
+        self.disagreement = common.disagreement_of(run, model, data)
         cuts = events.cut(evaluation_points(events.gradients, run.evaluation.points))
         super().__init__(events, cuts, engine, self.networks)
 
@@ -99,6 +100,8 @@ class GossipTraining(Simulated):
             metrics |= {"train_loss": loss, "learning_rate": engine.sgd.rates[int(engine.steps.max()) - 1]}
         if run.evaluation.workers == "always" or (run.evaluation.workers == "final" and spans == self.spans):
             metrics |= self.evaluator.workers((engine.now(i, time)[0] for i in range(run.workers)), buffers)
+        if self.disagreement is not None:
+            metrics |= self.disagreement.measure(mean, (engine.now(i, time)[0] for i in range(run.workers)))
         step = int(engine.steps.sum())
         return Measurement(metrics, step, step * run.optim.batch_size / len(self.data.train), time)
 

@@ -73,7 +73,8 @@ class ProcessTraining:
         self.bounds = [0, *evaluation_points(self.total, run.evaluation.points)]
         self.spans = len(self.bounds) - 1
         self.start = common.initial_parameters(run, data).cpu()
-        self.evaluator = common.evaluator_of(run, common.build_model(run, data), data)
+        self.evaluator = common.evaluator_of(run, model := common.build_model(run, data), data)
+        self.disagreement = common.disagreement_of(run, model, data)
         self.constants = constants_of(run)
         self.coordinator: Coordinator | None = None
         self.store: Store | None = None  # lives here; workers find each other through it
@@ -166,6 +167,8 @@ class ProcessTraining:
         wanted = self.run.evaluation.workers
         if self.graph is not None and (wanted == "always" or (wanted == "final" and final)):
             metrics |= self.evaluator.workers((x.to(device) for x, _ in snapshot.mixed), buffers)
+        if self.graph is not None and self.disagreement is not None:
+            metrics |= self.disagreement.measure(mean.to(device), (x.to(device) for x, _ in snapshot.mixed))
         return metrics
 
     def done_until(self, sample: Sample) -> dict[str, Any]:
