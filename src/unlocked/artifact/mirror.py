@@ -9,8 +9,9 @@ import functools
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,59 +19,66 @@ from unlocked.artifact.record import partial, provenance
 from unlocked.console import say
 from unlocked.papers.run import Run
 
+THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wandb")  # in which W&B is imported, started and called
 SECONDS_TO_UPLOAD = 120  # at the end of a run; what is left is on disk and can be uploaded later
 # W&B's own settings. To list the installed packages would take .2 s per run.
 OWN = {"x_disable_stats": True, "x_save_requirements": False, "console": "off", "silent": True}
 
 
 class Mirror:
-    """Sends a history to W&B as it grows."""
+    """Sends a history to W&B as it grows, from a thread that all runs of a process share: no training waits for it."""
 
     def __init__(self, run: Run, folder: Path, items: Iterable[str]) -> None:
         self.name, self.sent = folder.name, 0
         self._wandb: Any = None
-        with self._tracked():
-            self._wandb = start_wandb(run, folder, items)
+        self._wanted = run.runtime.wandb != "disabled"
+        self._later(self._start, run, folder, items)
 
     def send(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Send what is new in a history; of a continued run all, because W&B may have lost what it had."""
-        if self._wandb is None:
-            return
-        by_step: dict[int, dict[str, float]] = {}
-        for row in rows[self.sent :]:
-            key = row["metric"] if row["index"] < 0 else f"{row['metric']}/{row['index']}"
-            values = by_step.setdefault(row["step"], {"epoch": row["epoch"], "virtual_time": row["virtual_time"]})
-            values[key] = row["value"]
+        self._later(self._log, rows[self.sent :])
         self.sent = len(rows)
-        with self._tracked():
-            for step, values in by_step.items():
-                self._wandb.log(values, step=step)
 
     def close(self, exit_code: int, final: Mapping[str, Any]) -> None:
-        """Set the run's final values, and end it."""
-        with self._tracked():
-            if self._wandb is not None:
-                self._wandb.summary.update(dict(final))
-                self._wandb.finish(exit_code=exit_code)
+        """Set the run's final values, and end it; returns when W&B has written everything."""
+        if (last := self._later(self._finish, exit_code, final)) is not None:
+            last.result()
 
-    @contextmanager
-    def _tracked(self) -> Iterator[None]:
+    def _later(self, call: Callable[..., None], *arguments: Any) -> Future[None] | None:
+        return THREAD.submit(self._tracked, call, *arguments) if self._wanted else None
+
+    def _tracked(self, call: Callable[..., None], *arguments: Any) -> None:
         """What fails in here costs one line, and W&B is not called again."""
         try:
-            yield
+            if self._wanted:
+                call(*arguments)
         except Exception as error:
             reason = " ".join(str(error).split()) or type(error).__name__
             say(f"{self.name} is not mirrored to W&B ({reason}); its record is complete")
-            self._wandb = None
+            self._wanted = False
+
+    def _start(self, run: Run, folder: Path, items: Iterable[str]) -> None:
+        self._wandb = start_wandb(run, folder, items)
+
+    def _log(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        by_step: dict[int, dict[str, float]] = {}
+        for row in rows:
+            key = row["metric"] if row["index"] < 0 else f"{row['metric']}/{row['index']}"
+            values = by_step.setdefault(row["step"], {"epoch": row["epoch"], "virtual_time": row["virtual_time"]})
+            values[key] = row["value"]
+        for step, values in by_step.items():
+            self._wandb.log(values, step=step)
+
+    def _finish(self, exit_code: int, final: Mapping[str, Any]) -> None:
+        self._wandb.summary.update(dict(final))
+        self._wandb.finish(exit_code=exit_code)
 
 
 def start_wandb(run: Run, folder: Path, items: Iterable[str]) -> Any:
-    """Open the W&B run of `run`, None if it is disabled. Its id is the run's name, so that a person finds it."""
-    runtime = run.runtime
-    if runtime.wandb == "disabled":
-        return None
+    """Open the W&B run of `run`. Its id is the run's name, so that a person finds it."""
     import wandb
 
+    runtime = run.runtime
     online = runtime.wandb == "online" and reachable()
     if not online:
         shutil.rmtree(partial(folder) / "wandb", ignore_errors=True)

@@ -116,7 +116,7 @@ def train_one(run: Run, results: Path, data: Dataset | None, items: Iterable[str
         if record.current(folder, run):
             return False
         torch.set_num_threads(run.runtime.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.set_deterministic_debug_mode("warn")  # `use_deterministic_algorithms` imports the compiler: a second
         training = training_of(run, data)
         recorder = Recorder(folder, run, items, stop)
         try:

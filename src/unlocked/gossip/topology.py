@@ -160,9 +160,10 @@ def edge_rates(graph: nx.Graph, rate: float = 1.0) -> dict[tuple[int, int], floa
 def laplacian(graph: nx.Graph, rate: float = 1.0) -> np.ndarray:
     """`L = sum over edges of lambda_ij (e_i - e_j)(e_i - e_j)^T`, shape (n, n)."""
     result = np.zeros((graph.number_of_nodes(),) * 2)
-    for (i, j), value in edge_rates(graph, rate).items():
-        result[[i, j], [i, j]] += value
-        result[[i, j], [j, i]] -= value
+    rates = edge_rates(graph, rate)
+    ends, values = np.array(list(rates), dtype=int).reshape(-1, 2), np.array(list(rates.values()))
+    result[ends[:, 0], ends[:, 1]] = result[ends[:, 1], ends[:, 0]] = -values
+    np.add.at(result, (ends.ravel(), ends.ravel()), values.repeat(2))  # edge by edge, so that rounding has one order
     return result
 
 

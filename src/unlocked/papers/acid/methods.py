@@ -6,8 +6,9 @@ import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
-import seaborn as sns
+from matplotlib.colors import LinearSegmentedColormap
 
 from unlocked.gossip import topology
 from unlocked.gossip.topology import GRAPHS
@@ -18,9 +19,10 @@ COLORS = {"allreduce": style.BLACK, "baseline": style.BLUE, "acid": style.RED}
 DASHES = {0.5: ":", 1.0: "-", 2.0: "--"}  # by communication rate
 
 
-def shades(method: str, count: int) -> list[tuple[float, ...]]:
+def shades(method: str, count: int) -> list[Any]:
     """From light to full, for a growing number."""
-    return sns.light_palette(COLORS[method], count + 2)[2:]
+    colors = LinearSegmentedColormap.from_list(method, ["0.94", COLORS[method]])
+    return [colors(part) for part in np.linspace(0, 1, count + 2)[2:]]
 
 
 def at_rate(method: str, rate: float) -> dict[str, Any]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from unlocked.forward_gradient.guesses import get as guess_of
@@ -26,6 +25,8 @@ def guesses_in(frames: Frames) -> list[str]:
 
 
 def alignment(context: Context) -> Figure:
+    import seaborn as sns  # it brings scipy.stats, which takes a second that other items do without
+
     guesses = guesses_in(context.frames)
     figure, axes = style.new(2, len(guesses), height=3.2, sharex=True, sharey=True, squeeze=False)
     numbers = []
@@ -112,6 +113,8 @@ def quantiles(frames: Frames, metric: str) -> pd.DataFrame:
 
 
 def width(context: Context) -> Figure:
+    import seaborn as sns
+
     figure, ax = style.new(width=style.COLUMN, height=2.4)
     runs = by_method(context.frames.completed).runs.rename(columns={"model.width": "width"})
     looks = pd.DataFrame([look_of(*cell) for cell in zip(runs["target"], runs["guess"], strict=True)], index=runs.index)
