@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from unlocked.errors import SettingError
-from unlocked.vision import auxiliary, blocks
+from unlocked.vision import auxiliary, blocks, networks
 from unlocked.vision.networks import IN_BLOCKS
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -123,3 +123,31 @@ def test_unknown_names_are_refused() -> None:
         blocks.build("resnet18_4")
     with pytest.raises(SettingError, match="auxiliary = 'transformer'"):
         auxiliary.build_all("transformer", blocks.build("resnet18_8", width=1 / 8), classes=3)
+
+
+@pytest.mark.parametrize("kind", networks.AUXILIARIES)
+def test_weights_as_the_released_code_draws_them(kind: str) -> None:
+    """Uniform up to √(6 / inputs), biases .01; in the auxiliary nets and when they are drawn anew, too."""
+    net = blocks.build("resnet18_2", width=1 / 8, init="as_released", seed=0)
+    heads = auxiliary.build_all(kind, net, classes=10, seed=0)
+    first = heads[0].state_dict()["0.weight" if kind == "cnn" else [*heads[0].state_dict()][-2]].clone()
+    auxiliary.redraw_(heads[0], 1, init=net.init)
+    layers = [m for m in (*net.modules.modules(), *heads.modules()) if isinstance(m, (nn.Conv2d, nn.Linear))]
+    for layer in layers:
+        most = (6 / layer.weight[0].numel()) ** 0.5
+        assert 0.8 * most < layer.weight.abs().max() <= most
+        assert layer.bias is None or (layer.bias == torch.tensor(0.01)).all()
+    assert any(layer.bias is not None for layer in layers)
+    assert not torch.equal(first, heads[0].state_dict()["0.weight" if kind == "cnn" else [*heads[0].state_dict()][-2]])
+
+
+def test_auxiliary_nets_as_the_released_code_builds_them() -> None:
+    """The mlp has BatchNorm and only the scores have a bias; the copy starts as the blocks that it copies."""
+    net = blocks.build("resnet18_2", width=1 / 8, init="as_released", seed=0)
+    mlp = auxiliary.build_all("mlp", net, classes=10, seed=0, released=True)[0]
+    assert sum(isinstance(layer, nn.BatchNorm1d) for layer in mlp) == 3
+    assert [layer.bias is None for layer in mlp if isinstance(layer, nn.Linear)] == [True, True, True, False]
+    copied = auxiliary.build_all("copy", net, classes=10, seed=0, released=True)[0]
+    pairs = list(zip(net.modules[1].parameters(), copied[0].parameters(), strict=True))
+    assert all(torch.equal(theirs, own) and theirs is not own for theirs, own in pairs)
+    assert isinstance(copied[-1], nn.Sequential)

@@ -90,12 +90,13 @@ def noise(distribution: str = "gaussian", generator: torch.Generator | None = No
     return signs
 
 
-def redraw_(auxiliaries: Sequence[nn.Module], seed: int | None, *names: str | int) -> None:
+def redraw_(auxiliaries: Sequence[nn.Module], seed: int | None, *names: str | int, init: str = "default") -> None:
     """Draw every auxiliary net but the last (the classifier) anew, in place, as redrawn guesses ask for every step.
 
     seed, names: e.g. the run's seed and the step; torch's global generators stay as they were. None draws from them.
+    init: how, see `models.draw_`.
     """
     from unlocked.vision import auxiliary
 
     for index, module in enumerate(list(auxiliaries)[:-1]):
-        auxiliary.redraw_(module, seed, "redraw", index, *names)
+        auxiliary.redraw_(module, seed, "redraw", index, *names, init=init)

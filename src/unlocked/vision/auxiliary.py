@@ -14,7 +14,7 @@ from torch import nn
 
 from unlocked.errors import choose
 from unlocked.vision.blocks import Blocks, normalisation
-from unlocked.vision.models import fresh_weights
+from unlocked.vision.models import draw_, fresh_weights
 from unlocked.vision.networks import AUXILIARIES
 
 HIDDEN = {"cnn": 32, "mlp": 1024}  # hidden channels or units at width 1
@@ -22,8 +22,9 @@ SMALLEST_HIDDEN = 4
 
 
 def build(
-    name: str, *, channels: int, classes: int, hidden: int, norm: str, remaining: Sequence[nn.Module] = ()
-) -> nn.Module:
+    name: str, *, channels: int, classes: int, hidden: int, norm: str, remaining: Sequence[nn.Module] = (),
+    released: bool = False, init: str = "default",
+) -> nn.Module:  # fmt: skip
     """Build one auxiliary net: (N, channels, any height, any width) to scores (N, classes).
 
     `cnn`: 1×1 convolution to `hidden` channels, three 3×3 convolutions of stride 2, pooling to 2×2, linear; each
@@ -31,17 +32,23 @@ def build(
     `hidden` units with ReLU, linear. `linear`: normalisation, pooling to 2×2, linear. `copy`: the architecture of
     `remaining` (the blocks after this one), with its own weights, and the classifier.
     The pooling is adaptive: a map of fewer pixels is repeated. norm: `batch` or `group`.
+    released: as in the released code, the layers of the `mlp` have BatchNorm instead of biases, and `copy` starts with
+    the weights of `remaining`. init: how weights are drawn (`models.draw_`).
     """
-    if choose("auxiliary", name, AUXILIARIES) == "cnn":
-        return _cnn(channels, classes, hidden, norm)
-    if name == "mlp":
-        return _mlp(channels, classes, hidden)
-    if name == "linear":
-        return classifier(channels, classes, norm, pixels=2)
-    return _copy(channels, classes, norm, remaining)
+    if choose("auxiliary", name, AUXILIARIES) == "copy":
+        net = _copy(channels, classes, norm, remaining, released)
+    elif name == "mlp":
+        net = _mlp(channels, classes, hidden, released)
+    else:
+        net = _cnn(channels, classes, hidden, norm) if name == "cnn" else classifier(channels, classes, norm, pixels=2)
+    if init != "default":
+        draw_(net[-1] if name == "copy" and released else net, init)
+    return net
 
 
-def build_all(name: str, network: Blocks, *, classes: int, seed: int | None = None) -> nn.ModuleList:
+def build_all(
+    name: str, network: Blocks, *, classes: int, seed: int | None = None, released: bool = False
+) -> nn.ModuleList:
     """Build one auxiliary net per block of `network`; the last is the classifier, whatever `name`.
 
     Hidden channels or units: those at width 1, half of them for 16 blocks, × width, never below 4.
@@ -53,10 +60,15 @@ def build_all(name: str, network: Blocks, *, classes: int, seed: int | None = No
     for index, channels in enumerate(network.channels[:-1]):
         with fresh_weights(seed, "auxiliaries", index):
             remaining = network.modules[index + 1 :]
-            one = build(name, channels=channels, classes=classes, hidden=hidden, norm=network.norm, remaining=remaining)
+            one = build(
+                name, channels=channels, classes=classes, hidden=hidden, norm=network.norm, remaining=remaining,
+                released=released, init=network.init,
+            )  # fmt: skip
         auxiliaries.append(one)
     with fresh_weights(seed, "classifier"):
         auxiliaries.append(classifier(network.channels[-1], classes, network.norm))
+        if network.init != "default":
+            draw_(auxiliaries[-1], network.init)
     return auxiliaries
 
 
@@ -66,12 +78,10 @@ def classifier(channels: int, classes: int, norm: str = "batch", pixels: int = 1
     return nn.Sequential(normalisation(norm, channels), nn.AdaptiveAvgPool2d(pixels), nn.Flatten(), linear)
 
 
-def redraw_(module: nn.Module, seed: int | None, *names: str | int) -> None:
+def redraw_(module: nn.Module, seed: int | None, *names: str | int, init: str = "default") -> None:
     """Draw all weights of `module` anew, in place, from `seed` and `names` (None: from the global generators)."""
     with fresh_weights(seed, *names, parameters=module.parameters()):
-        for layer in module.modules():
-            if hasattr(layer, "reset_parameters"):
-                layer.reset_parameters()
+        draw_(module, init)
 
 
 def counts(module: nn.Module, input_shape: Sequence[int]) -> tuple[int, int]:
@@ -95,16 +105,18 @@ def _cnn(channels: int, classes: int, hidden: int, norm: str) -> nn.Module:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * hidden, classes))
 
 
-def _mlp(channels: int, classes: int, hidden: int) -> nn.Module:
+def _mlp(channels: int, classes: int, hidden: int, released: bool) -> nn.Module:
     layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(2), nn.Flatten()]
     for before in (4 * channels, hidden, hidden):
-        layers += [nn.Linear(before, hidden), nn.ReLU()]
+        norm = [nn.BatchNorm1d(hidden)] * released
+        layers += [nn.Linear(before, hidden, bias=not released), *norm, nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(hidden, classes))
 
 
-def _copy(channels: int, classes: int, norm: str, remaining: Sequence[nn.Module]) -> nn.Module:
+def _copy(channels: int, classes: int, norm: str, remaining: Sequence[nn.Module], released: bool) -> nn.Module:
     body = nn.Sequential(*map(copy.deepcopy, remaining))
-    redraw_(body, None)
+    if not released:
+        draw_(body)
     with torch.no_grad():
         last = body.eval()(torch.zeros(1, channels, 8, 8)).shape[1]
     return nn.Sequential(*body, classifier(last, classes, norm)).train()

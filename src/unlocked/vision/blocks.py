@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from unlocked.errors import choose
-from unlocked.vision.models import RESNET_PLANES, fresh_weights
+from unlocked.vision.models import RESNET_PLANES, draw_, fresh_weights
 from unlocked.vision.networks import IN_BLOCKS, scaled
 
 
@@ -26,9 +26,13 @@ class Blocks:
     norm: str
     modules: nn.ModuleList
     channels: tuple[int, ...]
+    init: str = "default"
 
 
-def build(name: str, *, channels: int = 3, width: float = 1.0, norm: str = "batch", seed: int | None = None) -> Blocks:
+def build(
+    name: str, *, channels: int = 3, width: float = 1.0, norm: str = "batch", init: str = "default",
+    seed: int | None = None,
+) -> Blocks:  # fmt: skip
     """Build the blocks of a ResNet-18 for small images: 3×3 stem, no max-pooling, convolutions without bias.
 
     `resnet18_8`: one block per residual block; `resnet18_16`: one block per convolution, without skips;
@@ -38,7 +42,8 @@ def build(name: str, *, channels: int = 3, width: float = 1.0, norm: str = "batc
 
     channels: of the images, which are (N, channels, size, size); any size works, strides stop at one pixel.
     width: factor of every layer's channels (1 is the paper's). norm: `batch`, or `group`, where samples of a batch
-    do not interact. seed: draws the weights without touching the global generators; None draws from them.
+    do not interact. init: how weights are drawn (`models.draw_`), those of auxiliary nets too. seed: draws them without
+    touching the global generators; None draws from them.
     Raises SettingError for an unknown name, or a width that leaves a layer without channels.
     """
     plain = choose("model", name, IN_BLOCKS) == "resnet18_16"
@@ -53,10 +58,12 @@ def build(name: str, *, channels: int = 3, width: float = 1.0, norm: str = "batc
                 unit = (_layer if plain else ResidualBlock)(before, after, stride, norm)
                 units.append((unit if units else nn.Sequential(stem, unit), after))
                 before = after
+        if init != "default":
+            draw_(nn.ModuleList(unit for unit, _ in units), init)
     if name == "resnet18_2":
         units = [(nn.Sequential(*(unit for unit, _ in half)), half[-1][1]) for half in (units[:4], units[4:])]
     modules, all_channels = zip(*units, strict=True)
-    return Blocks(width, norm, nn.ModuleList(modules), all_channels)
+    return Blocks(width, norm, nn.ModuleList(modules), all_channels, init)
 
 
 def _layer(before: int, after: int, stride: int, norm: str) -> nn.Sequential:

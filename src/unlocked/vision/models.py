@@ -42,6 +42,20 @@ def fresh_weights(seed: int | None, *names: str | int, parameters: Iterable[Tens
         yield
 
 
+def draw_(module: nn.Module, init: str = "default") -> None:
+    """Draw the weights of all layers anew, in place: as torch does, or as the released code of forward gradients.
+
+    `as_released`: convolutions and linear layers uniform in ±√(6 / inputs), √6 times torch's; their biases .01.
+    """
+    for layer in module.modules():
+        if init == "as_released" and isinstance(layer, (nn.Conv2d, nn.Linear)):
+            nn.init.kaiming_uniform_(layer.weight)
+            if layer.bias is not None:
+                nn.init.constant_(layer.bias, 0.01)
+        elif hasattr(layer, "reset_parameters"):
+            layer.reset_parameters()
+
+
 def build(
     name: str, *, classes: int, channels: int, size: int, width: float = 1.0, seed: int | None = None
 ) -> nn.Module:

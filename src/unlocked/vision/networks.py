@@ -84,6 +84,7 @@ HEADS = {
     },
 }
 AUXILIARIES = tuple(HEADS)
+VARIANTS = ("default", "as_released")  # of details in which the released code of forward gradients differs
 
 
 def cost(

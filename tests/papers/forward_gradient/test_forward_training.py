@@ -20,6 +20,7 @@ from unlocked.errors import SettingError
 from unlocked.forward_gradient import Guess, guesses
 from unlocked.papers import PAPERS
 from unlocked.papers.forward_gradient import network
+from unlocked.vision import networks
 from unlocked.vision.data import Dataset, Split
 
 LAST = "auxiliaries.7."
@@ -115,6 +116,33 @@ def test_methods_see_the_same_batches_and_start() -> None:
     blocks = [t.net.blocks.state_dict() for t in (one, two, other)]
     assert all(torch.equal(a, b) for a, b in zip(blocks[0].values(), blocks[1].values(), strict=True))
     assert not torch.equal(blocks[0]["0.0.0.weight"], blocks[2]["0.0.0.weight"])
+
+
+def test_schedules() -> None:
+    """Steps after so many epochs, or so many hundredths of the run."""
+    long = {"optim__epochs": 20, "optim__step_every": 6, "optim__step_gamma": 0.5}
+    counted = {}
+    for schedule in ("step", "proportional", "constant"):
+        one = fresh(optim__schedule=schedule, **long)
+        counted[schedule] = [
+            one.factor(number) for number in (0, one.total * 59 // 1000, one.total * 3 // 10, one.total - 1)
+        ]
+    assert counted == {"step": [1, 1, 0.5, 0.125], "proportional": [1, 1, 0.5**5, 0.5**16], "constant": [1] * 4}
+
+
+def test_details_of_the_released_code() -> None:
+    """They are those of the paper's own scale, change what a run is, and train."""
+    paper = config.Bases(PAPERS["forward_gradient"], config.load_scale("paper"), {}).run({}).model
+    assert (paper.init, paper.auxiliaries) == ("as_released", "as_released")
+    usual, released = (
+        {"guess": "ntk", "auxiliary": "mlp", "model__init": name, "model__auxiliaries": name}
+        for name in networks.VARIANTS
+    )
+    assert tiny(**usual).id != tiny(**released).id
+    one = advance(fresh(**released), 2)
+    assert one.healthy()
+    assert (one.net.auxiliaries[-1][-1].bias != 0.01).any()
+    assert (one.net.auxiliaries[0][-1].bias == torch.tensor(0.01)).all()  # redrawn, not trained
 
 
 def test_an_epoch_shows_every_image_once() -> None:

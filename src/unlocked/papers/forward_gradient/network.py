@@ -57,12 +57,14 @@ def build(run: ForwardRun, data: Dataset, norm: str = "batch") -> Net:
 
 def auxiliaries(run: ForwardRun, data: Dataset, name: str, seed: int, norm: str = "batch") -> nn.ModuleList:
     """Auxiliary nets of kind `name` for the run's blocks and the classifier, drawn from `seed`, on the run's device."""
-    drawn = auxiliary.build_all(name, _blocks(run, data, norm), classes=data.classes, seed=seed)
+    released = run.model.auxiliaries == "as_released"
+    drawn = auxiliary.build_all(name, _blocks(run, data, norm), classes=data.classes, seed=seed, released=released)
     return drawn.to(run.runtime.device)
 
 
 def _blocks(run: ForwardRun, data: Dataset, norm: str) -> blocks.Blocks:
-    return blocks.build(run.model.name, channels=data.channels, width=run.model.width, norm=norm, seed=run.seed)
+    model, seed = run.model, run.seed
+    return blocks.build(model.name, channels=data.channels, width=model.width, norm=norm, init=model.init, seed=seed)
 
 
 def execute_as_set_(net: Net, run: Trained) -> None:
@@ -79,7 +81,8 @@ def execute_as_set_(net: Net, run: Trained) -> None:
 def redraw_(net: Net, run: Trained, *names: str | int) -> None:
     """Draw the nets of a redrawn guess anew, in place, from the run's seed and `names`; other guesses keep theirs."""
     if run.method.of_guess.redrawn:
-        guesses.redraw_(net.auxiliaries if net.guess_auxiliaries is None else net.guess_auxiliaries, run.seed, *names)
+        nets = net.auxiliaries if net.guess_auxiliaries is None else net.guess_auxiliaries
+        guesses.redraw_(nets, run.seed, *names, init=run.model.init)
 
 
 def noise(run: ForwardRun, *names: str | int) -> torch.Generator:

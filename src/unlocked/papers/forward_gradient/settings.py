@@ -51,13 +51,30 @@ class BlockNet(Model):
     """A net in blocks."""
 
     name: str = setting("resnet18_8", "the network; the number is that of its blocks", names=networks.IN_BLOCKS)
+    init: str = setting(
+        "default",
+        "of all layers: torch's own, or as_released, √6 times larger, with biases .01",
+        names=networks.VARIANTS,
+        later=True,
+    )
+    auxiliaries: str = setting(
+        "default",
+        "auxiliary nets: mlp without normalisation, copy with weights of its own; as_released: mlp with BatchNorm and "
+        "without biases, copy with the weights of the blocks that it copies",
+        names=networks.VARIANTS,
+        later=True,
+    )
 
 
 @dataclass(frozen=True)
 class StepSgd(Budget):
     """Plain SGD with steps of the learning rate; weight decay of all parameters that are stepped."""
 
-    schedule: str = setting("step", "of the learning rate", names=("step", "constant"))
+    schedule: str = setting(
+        "step",
+        "of the learning rate; proportional: step_every hundredths of the run between two reductions, as of 100 epochs",
+        names=("step", "proportional", "constant"),
+    )
     step_every: int = setting(30, "epochs between two reductions", least=1)
     step_gamma: float = setting(0.2, "factor of each reduction", above=0, most=1)
 

@@ -154,6 +154,8 @@ SETTINGS = {
     "optim.weight_decay": "weight decay",
     "optim.schedule": "schedule",
     "test_statistics": "statistics at test time",
+    "model.init": "initialisation",
+    "model.auxiliaries": "auxiliary nets",
     "counts.gradients": "steps",
 }
 
@@ -164,6 +166,8 @@ def hyperparameters(context: Context) -> Table:
         values = {title: str(run[key]) for key, title in SETTINGS.items()}
         if run["optim.schedule"] == "step":
             values["schedule"] = f"× {run['optim.step_gamma']:g} every {run['optim.step_every']} epochs"
+        if run["optim.schedule"] == "proportional":
+            values["schedule"] = f"× {run['optim.step_gamma']:g} every {run['optim.step_every']} % of the run"
         own = pd.isna(run["data.augmentation"])
         values["augmentation"] = "the data set's own" if own else values["augmentation"].replace("_", " and ")
         data, network = DATASETS[run["data.name"]].title, NETWORKS[run["model.name"]].title

@@ -84,14 +84,18 @@ class ForwardTraining:
         for name, parameter in self.named.items():
             # without a gradient a parameter is not stepped at all: no decay and no momentum
             parameter.grad = found.gradients.get(name)
-        epoch = int(number * sgd.epochs / self.total)
-        factor = 1 if sgd.schedule == "constant" else optim.step_factor(epoch, sgd.step_every, sgd.step_gamma)
-        self.optimiser.param_groups[0]["lr"] = sgd.lr * factor
+        self.optimiser.param_groups[0]["lr"] = sgd.lr * self.factor(number)
         self.optimiser.step()
         self.sums[0] += found.losses * len(labels)
         self.sums[1] += found.correct
         self.samples += len(labels)
         self.notes = found.notes
+
+    def factor(self, number: int) -> float:
+        """The schedule's factor on the learning rate of a step."""
+        sgd = self.run.optim
+        epochs = {"step": sgd.epochs, "proportional": 100, "constant": 0}[sgd.schedule]
+        return optim.step_factor(int(number * epochs / self.total), sgd.step_every, sgd.step_gamma)
 
     def advance(self, span: int, skip: int) -> Iterator[None]:
         for number in self.cuts[span][skip:]:
