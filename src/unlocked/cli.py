@@ -41,6 +41,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # arguments of `add_argument`
     "--items": {"nargs": "*", "default": [], "metavar": "NAME", "help": "items that want all of them"},
     "--index": {"type": Path, "help": "list the runs here when all records are there"},
     "--against": {"type": Path, "metavar": "FILE", "help": "compare the numbers with those of such a table"},
+    "--power": {**FLAG, "help": "how many seeds each part needs, by the spread over the seeds that are there"},
     "--wandb": {**FLAG, "help": "the W&B reports instead, offline"},
     "--upload": {**FLAG, "help": "with --wandb: sync the offline runs, save the reports"},
     "--dry-run": {**FLAG, "help": "with --wandb: show what --upload would send"},
@@ -147,6 +148,12 @@ def claims(arguments: argparse.Namespace) -> None:
     from unlocked.report import claims
 
     sources = read_sources(arguments, ["claims_verdicts"])
+    if arguments.power:
+        from unlocked.report import power
+
+        seeds = len(sources.plan.scale.seeds)
+        print(power.as_markdown(power.table(sources.plan.claims, sources.frames, seeds), seeds))
+        return
     judged = claims.table(sources.plan.claims, sources.frames)
     rows = json.loads(judged.to_json(orient="records"))  # pandas turns NaN into null
     print(json.dumps(rows, indent=1, ensure_ascii=False) if arguments.json else claims.as_text(judged))
@@ -212,7 +219,7 @@ COMMANDS: dict[Callable[[argparse.Namespace], None], str] = {
     train: f"configs {RECORDED} --runs --items --index",
     item: f"names {RECORDED}",
     runs: f"{RECORDED} --out --against",
-    claims: f"{RECORDED} --json",
+    claims: f"{RECORDED} --json --power",
     report: f"{RECORDED} --out --wandb --upload --dry-run",
     bench: "name --turns --width --json",
     costs: f"{RECORDED} --json",

@@ -51,8 +51,10 @@ def test_the_same_run_again_is_the_same(
     cli.main(["train", "--runs", name, *common, "--runtime", "wandb=disabled"])
     capsys.readouterr()
     cli.main(["runs", "--against", str(path), *common])
-    same = "the same to the last bit"
-    assert capsys.readouterr().out.splitlines() == [f"{name}: {same}", f"1 run compared, 1 {same}"]
+    there, here, *lines = capsys.readouterr().out.splitlines()
+    assert there.removeprefix("there") == here.removeprefix("here")
+    assert "torch 2." in here
+    assert lines == [f"{name}: same", "1 run compared: 1 same, 0 agrees, 0 differs"]
 
 
 def test_other_numbers_are_shown(sources: Sources, path: Path) -> None:
@@ -64,8 +66,31 @@ def test_other_numbers_are_shown(sources: Sources, path: Path) -> None:
     assert runs.digest(changed) != runs.digest(history)
     table = runs.table(sources)
     text = runs.compare(table.assign(history=["0" * 16, *table["history"][1:]], test_accuracy=0.5), path)
-    assert f"{table['run'][0]}: differs, test_accuracy {table['test_accuracy'][0]:.6g} -> 0.5" in text
-    assert text.endswith("2 runs compared, 1 the same to the last bit")
+    assert f"{table['run'][0]}: differs, though the machine" in text
+    assert f"test_accuracy {table['test_accuracy'][0]:.6g} -> 0.5" in text
+    assert text.endswith("2 runs compared: 1 same, 0 agrees, 1 differs")
+
+
+@pytest.mark.parametrize(("shift", "seeds", "word"), [(0.004, 5, "agrees"), (0.4, 5, "differs"), (0.004, 2, "differs")])
+def test_elsewhere_the_spread_over_seeds_decides(
+    path: Path, tmp_path: Path, shift: float, seeds: int, word: str
+) -> None:
+    """Another processor: within what one more seed would give it agrees; two seeds have no spread to speak of."""
+    first = pd.read_csv(path).iloc[:1]
+    kept = pd.concat([first.assign(run=f"{first['run'][0]}{k}" * (k > 0) or first["run"][0],
+                                   test_accuracy=0.7 + k / 100) for k in range(seeds)])  # fmt: skip
+    kept.to_csv(tmp_path / "runs.csv", index=False)
+    here = first.assign(processor="another", history="0" * 16, test_accuracy=0.7 + shift)
+    text = runs.compare(here, tmp_path / "runs.csv")
+    assert f"{first['run'][0]}: {word}, by the spread of {seeds} seeds: test_accuracy 0.7 -> {0.7 + shift}" in text
+    assert text.splitlines()[1].startswith("here: another, threads 1, python")
+
+
+def test_runs_that_differ_in_the_seed_are_a_group() -> None:
+    """The settings decide, not the name."""
+    plan = Plan("quick", ["seeds=[0,1]", *FEW[1:]], only=["acid_figure_1"])
+    groups = pd.Series({name: runs.group(run) for name, run in plan.runs.items()})
+    assert set(groups.value_counts()) == {2}
 
 
 def test_nothing_to_compare_is_one_line(sources: Sources, path: Path, tmp_path: Path) -> None:

@@ -74,6 +74,9 @@ class Part(Settings):
     above: float | None = setting(None, "the threshold: exactly one of these three")
     below: float | None = setting(None, "the threshold: exactly one of these three")
     between: tuple[float, ...] | None = setting(None, "low and high")
+    margin: float | None = setting(
+        None, "an effect within this of the threshold is no difference; of ratios: this share", above=0
+    )
 
     def check(self) -> None:
         given = [name for name in ("above", "below", "between") if getattr(self, name) is not None]
@@ -81,6 +84,7 @@ class Part(Settings):
             raise SettingError("threshold", ", ".join(given) or None, "must be exactly one of above, below, between")
         ordered = self.between is None or (len(self.between) == 2 and self.between[0] < self.between[1])
         self.refuse_unless(ordered, "between", "must be two numbers, the lower one first")
+        self.refuse_idle("margin", self.between is None, "one threshold")
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,12 @@ class ClaimConfig(Settings):
     """One entry of `configs/claims.yaml`: what a paper asserts, as something that can be measured."""
 
     paper: str = setting("", "whose claim", names=PAPERS)
+    kind: str = setting(
+        "published",
+        "the paper's; ours, about the same methods; a check of a formula",
+        names=("published", "ours", "check"),
+    )
+    decides: str = setting("all", "of its parts must hold", names=("all", "any"))
     claim: str = setting("", "the sentence")
     source: str = setting("", "where the paper says so")
     conditions: str = setting("", "under which it is tested here")

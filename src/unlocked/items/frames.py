@@ -49,6 +49,11 @@ class Frames:
         return sorted(self.column(name).dropna().unique().tolist())
 
     @property
+    def diverged(self) -> list[str]:
+        """The runs that did."""
+        return self.runs.index[self.column("diverged").eq(True)].tolist()
+
+    @property
     def completed(self) -> Frames:
         """The runs that did not diverge."""
         return self.where(~self.column("diverged").astype(bool))

@@ -33,7 +33,9 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
 VERDICT = {  # colour and marker: told apart by either
     "supported": (GREEN, "o"),
     "not supported": (RED, "X"),
+    "no difference": (BLUE, "P"),
     "inconclusive": (ORANGE, "D"),
+    "pipeline check": (SKY, "v"),
     "not run": ("0.5", "s"),
 }
 

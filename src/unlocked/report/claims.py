@@ -1,7 +1,8 @@
 """What the papers assert, judged: effect, 95 % interval and verdict of every part of every claim, one row each.
 
 The claims stand in `configs/claims.yaml`. Each has parts, each part a statistic of the claim's runs and a threshold.
-The interval decides: without one (one seed, or the same number for all) the verdict is inconclusive.
+Where all parts must hold, each is tested for itself, and Holm's correction stands on what would refute the claim, which
+one part can do; where any part will do, it is the other way round.
 """
 
 from __future__ import annotations
@@ -17,16 +18,21 @@ from unlocked.artifact.plan import Claim, Part
 from unlocked.errors import DataError, SettingError
 from unlocked.items.frames import Frames
 from unlocked.items.table import NONE, Table
-from unlocked.report import statistics
-from unlocked.report.statistics import Effect, Evidence, NotRun, Undefined
+from unlocked.report import inference, statistics
+from unlocked.report.inference import FEWEST, LEVEL, Effect, Undefined
+from unlocked.report.statistics import Evidence, NotRun
 from unlocked.settings import flatten
 
 SUPPORTED, NOT_SUPPORTED, INCONCLUSIVE, NOT_RUN = "supported", "not supported", "inconclusive", "not run"
+NO_DIFFERENCE = "no difference"  # beyond the margin
+PIPELINE_CHECK = "pipeline check"  # too few seeds for a verdict: that it was computed is all that it shows
 COLUMNS = (
-    "id", "paper", "part", "claim", "source", "statistic", "conditions", "effect", "low", "high", "n", "threshold",
-    "verdict", "reason", "claim_verdict", "unit",
+    "id", "paper", "kind", "part", "claim", "source", "statistic", "conditions", "effect", "low", "high", "n",
+    "threshold", "p", "verdict", "reason", "decides", "claim_verdict", "unit",
 )  # fmt: skip
 HEADER = ("id", "statement", "effect [95 % interval]", "n", "claimed", "verdict")
+KINDS = {"published": "", "ours": "(ours) ", "check": "(check) "}  # before the sentence
+DECIDES = {"all": "All parts must hold.", "any": "Any part will do (Holm's correction)."}
 
 
 def bounds(part: Part) -> tuple[float, float]:
@@ -37,47 +43,86 @@ def bounds(part: Part) -> tuple[float, float]:
 
 
 def threshold(part: Part) -> str:
-    """`< 1`, `> 0`, `0.8 to 1.25`."""
+    """`< 1`, `> 0 (margin 0.3)`, `0.8 to 1.25`."""
     low, high = bounds(part)
-    if math.isinf(low):
-        return f"< {high:g}"
-    return f"> {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
+    if math.isfinite(low) and math.isfinite(high):
+        return f"{low:g} to {high:g}"
+    side = f"< {high:g}" if math.isinf(low) else f"> {low:g}"
+    return side if part.margin is None else f"{side} (margin {part.margin:g})"
 
 
-def verdict(effect: Effect, low: float, high: float) -> str:
-    """Supported if the whole interval lies in (low, high), not supported if wholly outside, else inconclusive."""
-    if not (math.isfinite(effect.low) and math.isfinite(effect.high)):
-        return INCONCLUSIVE
-    if low < effect.low and effect.high < high:
-        return SUPPORTED
-    return NOT_SUPPORTED if effect.high <= low or effect.low >= high else INCONCLUSIVE
+def margins(part: Part) -> tuple[float, float] | None:
+    """Between which values an effect is no difference: around the threshold, by a factor where it is a ratio."""
+    if part.margin is None:
+        return None
+    edge = next(filter(math.isfinite, bounds(part)))
+    if part.unit == "ratio":
+        return edge / (1 + part.margin), edge * (1 + part.margin)
+    return edge - part.margin, edge + part.margin
 
 
-def combined(verdicts: Iterable[str]) -> str:
-    """A claim's verdict: refuted by one part; else not run if one is not; supported if all are; else inconclusive."""
+def verdict(effect: Effect, part: Part, holds: float, fails: float) -> str:
+    """Of a part, by the (corrected) p-values of the tests that it holds and that it fails."""
+    if effect.n < FEWEST:
+        return PIPELINE_CHECK
+    if min(holds, fails) < LEVEL:
+        return SUPPORTED if holds < fails else NOT_SUPPORTED
+    same = margins(part)
+    return NO_DIFFERENCE if same and effect.inside(*same) < LEVEL else INCONCLUSIVE
+
+
+def combined(verdicts: Iterable[str], decides: str = "all") -> str:
+    """A claim's verdict: where all parts must hold the worst one; where any will do, supported if one is."""
     present = set(verdicts)
-    return next((word for word in (NOT_SUPPORTED, NOT_RUN, INCONCLUSIVE) if word in present), SUPPORTED)
+    worst = (NOT_SUPPORTED, NOT_RUN, PIPELINE_CHECK, NO_DIFFERENCE, INCONCLUSIVE, SUPPORTED)
+    any_will_do = (SUPPORTED, NOT_RUN, PIPELINE_CHECK, INCONCLUSIVE, NO_DIFFERENCE, NOT_SUPPORTED)
+    return next(word for word in (worst if decides == "all" else any_will_do) if word in present)
 
 
-def measure(part: Part, evidence: Evidence) -> dict[str, Any]:
-    """A part of a claim, judged: values by `COLUMNS`."""
+def effect_of(part: Part, evidence: Evidence) -> tuple[Effect, str | None]:
+    """The effect of a part, and the verdict where there is none."""
     try:
-        effect = statistics.measured(part.statistic, evidence, part.arguments)
-        word = verdict(effect, *bounds(part))
-    except (NotRun, Undefined) as problem:
-        effect, word = Effect(note=str(problem)), NOT_RUN if isinstance(problem, NotRun) else INCONCLUSIVE
-    about = {"statistic": part.says, "unit": part.unit, "threshold": threshold(part), "reason": effect.note}
-    return about | {"effect": effect.value, "low": effect.low, "high": effect.high, "n": effect.n, "verdict": word}
+        return statistics.measured(part.statistic, evidence, part.arguments), None
+    except NotRun as problem:
+        return Effect(note=str(problem)), NOT_RUN
+    except Undefined as problem:
+        return Effect(note=str(problem)), INCONCLUSIVE
+
+
+def judged(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
+    """The parts of a claim: values by `COLUMNS`."""
+    parts = list(claim.parts.values())
+    known = [effect_of(part, evidence) for part in parts]
+    holds = [effect.inside(*bounds(part)) for part, (effect, _) in zip(parts, known, strict=True)]
+    fails = [effect.outside(*bounds(part)) for part, (effect, _) in zip(parts, known, strict=True)]
+    if claim.config.decides == "all":
+        fails = inference.holm(fails)
+    else:
+        holds = inference.holm(holds)
+    rows = []
+    for name, part, (effect, none), *chances in zip(claim.parts, parts, known, holds, fails, strict=True):
+        about: dict[str, Any] = {"part": name, "statistic": part.says, "unit": part.unit, "threshold": threshold(part)}
+        about |= {"effect": effect.value, "low": effect.low, "high": effect.high, "n": effect.n, "p": chances[0]}
+        rows.append(about | {"verdict": none or verdict(effect, part, *chances), "reason": reason(effect, part)})
+    return rows
+
+
+def reason(effect: Effect, part: Part) -> str:
+    """What is to be said of an effect: how it came about, and that a difference is smaller than the margin."""
+    same = margins(part)
+    small = effect.n >= FEWEST and same is not None and effect.inside(*same) < LEVEL
+    few = f"{effect.n} seeds, and a verdict needs {FEWEST}" if 1 < effect.n < FEWEST else ""
+    return "; ".join(filter(None, [effect.note, few, "smaller than the margin" * small]))
 
 
 def table(claims: Mapping[str, Claim], frames: Frames) -> pd.DataFrame:
     """Claims, each judged by those runs in the frames that it wants: one row per part, with `COLUMNS`."""
     rows = []
     for name, claim in claims.items():
-        evidence, own = Evidence.of(claim.runs, frames), claim.config
-        parts = [{"part": key} | measure(part, evidence) for key, part in claim.parts.items()]
-        about = {"id": name, "paper": own.paper, "claim": own.claim, "source": own.source}
-        about |= {"conditions": conditions(claim), "claim_verdict": combined(part["verdict"] for part in parts)}
+        own, parts = claim.config, judged(claim, Evidence.of(claim.runs, frames))
+        about = {"id": name, "conditions": conditions(claim)}
+        about |= {key: getattr(own, key) for key in ("paper", "kind", "claim", "source", "decides")}
+        about["claim_verdict"] = combined((part["verdict"] for part in parts), own.decides)
         rows += [about | part for part in parts]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -126,11 +171,12 @@ def as_table(rows: pd.DataFrame) -> Table:
     notes = []
     for parts in by_claim(rows):
         claim = parts[0]
-        cells.append((claim["id"], claim["claim"], "", "", "", claim["claim_verdict"]))
+        cells.append((claim["id"], KINDS[claim["kind"]] + claim["claim"], "", "", "", claim["claim_verdict"]))
         cells += [("", f"· {p['statistic']}", p["interval"], str(p["n"]), p["claimed"], p["verdict"]) for p in parts]
         reasons = "; ".join(f"{part['part']}: {part['reason']}" for part in parts if part["reason"])
         because = f" Note on {reasons}." if reasons else ""
-        notes.append(f"{claim['id']}: {claim['source']}. {claim['conditions']}{because}")
+        how = f" {DECIDES[claim['decides']]}" * (len(parts) > 1)
+        notes.append(f"{claim['id']}: {claim['source']}. {claim['conditions']}{how}{because}")
     return Table(HEADER, tuple(cells), (False,) * len(HEADER), tuple(notes), "lp{8cm}rrll", rows)
 
 
@@ -138,7 +184,7 @@ def as_text(rows: pd.DataFrame) -> str:
     """The rows of `table` for a terminal: a claim and its verdict, and a line per part."""
     lines = []
     for parts in by_claim(rows):
-        lines.append("{id}  {claim_verdict}: {claim}".format(**parts[0]))
+        lines.append("{id}  {claim_verdict}: {kind}{claim}".format(**parts[0] | {"kind": KINDS[parts[0]["kind"]]}))
         for part in parts:
             text = "      {verdict}: {statistic}: {interval}, n = {n}, claimed {claimed}".format(**part)
             lines.append(text + f" ({part['reason']})" * bool(part["reason"]))

@@ -1,28 +1,36 @@
 """The table of runs: one row per finished run of a scale, with what it was made of and a digest of all its numbers.
 
 It stands beside the figures of its scale and is small enough to be kept with them, so that a run that somebody trains
-again can be compared with it to the last bit.
+again can be compared with it: to the last bit on the same kind of processor with the same versions, else by the spread
+over the seeds that the table has, because rounding differs and training amplifies it.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
+import math
 from pathlib import Path
 
 import pandas as pd
+import scipy.stats
 
 from unlocked.errors import DataError
 from unlocked.items.output import atomically
+from unlocked.papers.run import Run
+from unlocked.report.inference import FEWEST
 from unlocked.report.page import Sources
 from unlocked.units import plural
 
 METRICS = ["test_accuracy", "train_loss", "consensus_distance"]  # those of the last measurement; the digest has all
 MEASURED_TIME = ("seconds", "bytes")  # metrics that are measurements of the machine begin like this
+MACHINE = ["processor", "threads", "python", "torch"]  # what decides the rounding
+ERROR = 0.05  # chance that anything is said to differ in a comparison in which nothing does
 FORMER = {"consensus_distance_auxiliary": "consensus_distance_twin"}  # its name in the tables that were shipped
 DIGESTED = ["step", "epoch", "virtual_time", "metric", "index", "value"]
 COLUMNS = (
     "paper", "status", "seed", *METRICS, "history", "gradients", "communications", "seconds", "memory_mb", "config",
-    "code", "commit", "modified", "data", "data_sha256", "processor", "threads", "python", "torch", "items",
+    "code", "commit", "modified", "data", "data_sha256", "processor", "threads", "python", "torch", "items", "group",
 )  # fmt: skip
 NAMES = {
     "gradients": "counts.gradients", "communications": "counts.communications", "seconds": "wall_seconds",
@@ -37,12 +45,19 @@ def digest(history: pd.DataFrame) -> str:
     return hashlib.sha256(kept.to_csv(index=False).encode()).hexdigest()[:16]
 
 
+def group(run: Run) -> str:
+    """8 hex digits that runs share which differ in the seed alone."""
+    settings = {key: value for key, value in run.identity().items() if key != "seed"}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+
+
 def table(sources: Sources) -> pd.DataFrame:
     """One row per finished run of the plan, in the plan's order."""
     plan, frames = sources.plan, sources.frames
     frames = frames.assign(
         history=pd.Series({name: digest(rows) for name, rows in frames.history.groupby("run")}, dtype=object),
         config=[plan.runs[name].hash[:16] for name in frames.runs.index],
+        group=[group(plan.runs[name]) for name in frames.runs.index],
         items=[" ".join(item.name for item in plan.wanted_by[name]) for name in frames.runs.index],
         processor=frames.column("hardware").str.get("processor"),
         **{name: frames.column("versions").str.get(name) for name in ("python", "torch")},
@@ -56,20 +71,59 @@ def write(sources: Sources, path: Path) -> Path:
 
 
 def compare(runs: pd.DataFrame, path: Path) -> str:
-    """What became of runs that were trained again, against the table in `path`; `DataError` if none can be compared."""
+    """What became of runs that were trained again, against the table in `path`; `DataError` if none can be compared.
+
+    `same`: to the last bit. `differs`: not so on the same kind of machine, or beyond what other seeds would give.
+    `agrees`: within that.
+    """
     try:
-        known = pd.read_csv(path).set_index("run")[["history", *METRICS]]
+        known = pd.read_csv(path).set_index("run")
+        known[["history", *METRICS, *MACHINE]]
     except (OSError, KeyError, ValueError) as error:
         raise DataError(f"{path}: no table of runs ({type(error).__name__}: {error})") from None
-    now, lines, same = runs[runs["run"].isin(known.index)].set_index("run"), [], 0
+    now = runs[runs["run"].isin(known.index)].set_index("run")
     if now.empty:
         raise DataError(f"{path}: none of the runs here is in it; to train one: unlocked train --runs ID --results DIR")
-    for name, row in now.iterrows():
-        then = known.loc[name]
-        if row["history"] == then["history"]:
-            same += 1
-            lines.append(f"{name}: the same to the last bit")
-        else:
-            changes = [f"{key} {then[key]:.6g} -> {row[key]:.6g}" for key in METRICS if pd.notna(row[key])]
-            lines.append(", ".join([f"{name}: differs", *changes]))
-    return "\n".join([*lines, f"{plural(len(now), 'run')} compared, {same} the same to the last bit"])
+    level = ERROR / (len(now) * len(METRICS))
+    lines = [judged(row, known, level) for _, row in now.iterrows()]
+    words = [line.split(": ", 1)[1].split(",")[0] for line in lines]
+    counts = ", ".join(f"{words.count(word)} {word}" for word in ("same", "agrees", "differs"))
+    return "\n".join(
+        [
+            machines("there", known.loc[now.index]),
+            machines("here", now),
+            *lines,
+            f"{plural(len(now), 'run')} compared: {counts}",
+        ]
+    )
+
+
+def machines(where: str, runs: pd.DataFrame) -> str:
+    """`here: Intel(R) Xeon(R) Processor, 1 threads, python 3.11.7, torch 2.14.1`; several joined by `and`."""
+    kinds = runs[MACHINE].drop_duplicates().itertuples(index=False)
+    return f"{where}: " + " and ".join(
+        f"{k.processor}, threads {k.threads}, python {k.python}, torch {k.torch}" for k in kinds
+    )
+
+
+def judged(row: pd.Series, known: pd.DataFrame, level: float) -> str:
+    """A line about one run; level: of each metric's test."""
+    then = known.loc[row.name]
+    if row["history"] == then["history"]:
+        return f"{row.name}: same"
+    shown = [key for key in METRICS if pd.notna(row[key]) or pd.notna(then[key])]
+    changes = ", ".join(f"{key} {then[key]:.6g} -> {row[key]:.6g}" for key in shown)
+    if [str(row[key]) for key in MACHINE] == [str(then[key]) for key in MACHINE]:
+        return f"{row.name}: differs, though the machine and the versions are alike: {changes}"
+    seeds = known[known["group"] == then["group"]] if "group" in known else known.loc[[row.name]]
+    outside = [key for key in shown if not within_spread(row[key], seeds[key], level)]
+    return f"{row.name}: {'differs' if outside else 'agrees'}, by the spread of {plural(len(seeds), 'seed')}: {changes}"
+
+
+def within_spread(value: float, seeds: pd.Series, level: float) -> bool:
+    """Whether a number lies in the prediction interval for one more seed (Student's t); never with fewer than 3."""
+    count = seeds.notna().sum()
+    if count < FEWEST:
+        return False
+    reach = scipy.stats.t.isf(level / 2, count - 1) * seeds.std() * math.sqrt(1 + 1 / count)
+    return bool(abs(value - seeds.mean()) <= reach)

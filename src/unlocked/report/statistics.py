@@ -1,19 +1,20 @@
-"""The effects that claims are judged by: statistics of runs, with intervals over the seeds.
+"""The effects that claims are judged by: statistics of runs, paired by seed.
 
-Runs with the same seed share initialisation, batches and events: an effect is computed within each seed. Intervals are
-Student's t over the seeds' effects (for ratios: over their logarithms, the result transformed back), not bootstrap,
-which is far too narrow with 2 to 5 seeds: t pays for the unknown deviation (factor 12.7 at 2 seeds, 4.3 at 3, 2.8 at
-5). With one seed, or one number for all seeds, there is no estimate of the deviation, hence no interval.
+Runs with the same seed share initialisation, batches and events: an effect is computed within each seed, and
+`inference` makes intervals and tests of the seeds' effects. A run that diverged has the worst value that there is: its
+method loses every comparison of that seed.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -25,9 +26,10 @@ from unlocked.items import measures
 from unlocked.items.frames import Frames
 from unlocked.papers.run import Run
 from unlocked.registry import name_of
+from unlocked.report.inference import CONFIDENCE, Effect, Undefined, summarise
 from unlocked.settings import flatten
+from unlocked.units import plural
 
-CONFIDENCE = 0.95
 SLACK = 1.02  # on the lowest loss that both of two runs reach
 Settings = Mapping[str, Any]  # by dotted name
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -35,34 +37,40 @@ chi = functools.cache(lambda graph, n: topology.chi(topology.build(graph, n)))  
 
 
 class NotRun(Exception):
-    """A run that a statistic needs has no record, or diverged; the message says which."""
+    """A run that a statistic needs has no record; the message says which."""
 
 
-class Undefined(Exception):
-    """The runs are there, but the statistic has no value on them; the message says why."""
+class Measure(NamedTuple):
+    """A number by run, and what a run has that diverged."""
+
+    of: Callable[[Frames], pd.Series]
+    worst: float
 
 
-@dataclass(frozen=True)
-class Effect:
-    """A statistic's value with its interval; numbers are NaN where there are none."""
-
-    value: float = math.nan
-    low: float = math.nan
-    high: float = math.nan
-    n: int = 0  # seeds, or points of a fit
-    note: str = ""
+def percent(frames: Frames, metric: str) -> pd.Series:
+    """A final metric that is a share."""
+    return 100 * frames.column(metric).astype(float)
 
 
-MEASURES: dict[str, Callable[[Frames], pd.Series]] = {
-    "consensus_distance": measures.consensus,
-    "test_accuracy": lambda frames: 100 * frames.column("test_accuracy").astype(float),  # in percent
-    "worker_test_accuracy": lambda frames: 100 * frames.column("worker_test_accuracy_mean").astype(float),
-    "cosine": functools.partial(measures.settled, metric="cosine"),
+def final(frames: Frames, metric: str) -> pd.Series:
+    """A final metric as it is."""
+    return frames.column(metric).astype(float)
+
+
+HIGH, LOW = math.inf, -math.inf
+MEASURES: dict[str, Measure] = {
+    "consensus_distance": Measure(measures.consensus, HIGH),
+    "test_accuracy": Measure(functools.partial(percent, metric="test_accuracy"), LOW),
+    "worker_test_accuracy": Measure(functools.partial(percent, metric="worker_test_accuracy_mean"), LOW),
+    "test_loss": Measure(functools.partial(final, metric="test_loss"), HIGH),
+    "cosine": Measure(functools.partial(measures.settled, metric="cosine"), LOW),
     **{  # of the estimate from one random direction
-        f"error_random_{space}": functools.partial(measures.geometric_mean, metric=f"relative_error/random/{space}/1")
+        f"error_random_{space}": Measure(
+            functools.partial(measures.geometric_mean, metric=f"relative_error/random/{space}/1"), HIGH
+        )
         for space in ("activity", "weight", "weight_per_sample")
     },
-}  # numbers of runs, by run
+}
 
 
 @dataclass(frozen=True)
@@ -79,19 +87,20 @@ class Evidence:
         return cls(Frames(wanted.join(measured), frames.history[frames.history["run"].isin(runs)]))
 
     def one(self, settings: Settings) -> Frames:
-        """The one run with these values. `NotRun` if it has no record or diverged."""
+        """The one run with these values. `NotRun` if it has no record."""
         chosen = self.frames.select(**settings)
         if len(chosen.runs) != 1:
             names = ", ".join(chosen.runs.index) or "none"
             raise SettingError("claim: runs with", dict(settings), f"must be one of those it needs, but are {names}")
-        name, status = chosen.runs.index[0], chosen.column("status").iloc[0]
-        if status != "completed":
-            raise NotRun(f"{name} diverged" if status == "diverged" else f"{name} has no record")
+        if chosen.column("status").isna().iloc[0]:
+            raise NotRun(f"{chosen.runs.index[0]} has no record")
         return chosen
 
     def value(self, measure: str, settings: Settings) -> float:
-        """A measure of the one run with these values."""
-        return MEASURES[choose("claim: measure", measure, MEASURES)](self.one(settings)).iloc[0]
+        """A measure of the one run with these values; infinite if it diverged."""
+        of, worst = MEASURES[choose("claim: measure", measure, MEASURES)]
+        run = self.one(settings)
+        return worst if run.diverged else float(of(run).iloc[0])
 
 
 STATISTICS: dict[str, Callable[..., Effect]] = {}
@@ -115,30 +124,23 @@ def statistic(*, paired: bool = True, log: bool = False) -> Callable[[Function],
 
 
 def over_seeds(function: Callable[..., float], log: bool, evidence: Evidence, **arguments: Any) -> Effect:
-    values, missing = [], []
+    values, missing, diverged = [], [], []
     for seed in evidence.frames.values("seed"):
+        own = evidence.frames.select(seed=seed)
         try:
-            values.append(function(Evidence(evidence.frames.select(seed=seed)), **arguments))
+            values.append(function(Evidence(own), **arguments))
         except NotRun as problem:
             missing.append(str(problem))
+        else:
+            lost = not math.isfinite(values[-1]) or values[-1] == 0  # a ratio to an infinite number
+            diverged += [own.diverged] if lost and own.diverged else []
     if missing:  # the other seeds alone would be a selection by outcome
         raise NotRun("; ".join(dict.fromkeys(missing)))
-    return summarise(values, log)
-
-
-def summarise(values: Sequence[float], log: bool) -> Effect:
-    """Mean over seeds and its 95 % t interval; with `log` of the logarithms, transformed back (a geometric mean)."""
-    count = len(values)
-    if not np.isfinite(values).all() or (log and min(values) <= 0):
-        raise Undefined(f"the seeds' effects are {', '.join(f'{v:.4g}' for v in values)}")
-    xs = [math.log(v) for v in values] if log else values
-    ends, note = (math.nan, math.nan), ""
-    if count == 1 or np.ptp(xs) == 0:
-        note = "one seed gives no interval" if count == 1 else f"no interval: all {count} seeds give one value"
-    else:
-        ends = scipy.stats.t.interval(CONFIDENCE, count - 1, loc=float(np.mean(xs)), scale=scipy.stats.sem(xs))
-    value, low, high = (float(np.exp(x) if log else x) for x in (np.mean(xs), *ends))
-    return Effect(value, low, high, count, note)
+    if not diverged:
+        return summarise(values, log)
+    names = ", ".join(itertools.chain(*diverged))
+    note = f"sign test: {plural(len(diverged), 'seed')} of {len(values)} with runs that diverged: {names}"
+    return dataclasses.replace(summarise(values, log, signs=True), note=note)
 
 
 def measured(name: str, evidence: Evidence, arguments: Settings) -> Effect:
@@ -159,8 +161,10 @@ def ratio(evidence: Evidence, *, measure: str, of: Settings, to: Settings) -> fl
     reach, within 2 % of the higher of their lowest losses.
     """
     if measure != "time_to_loss":
-        return evidence.value(measure, of) / evidence.value(measure, to)
+        return quotient(evidence.value(measure, of), evidence.value(measure, to))
     slow, fast = evidence.one(of), evidence.one(to)
+    if slow.diverged or fast.diverged:
+        return quotient(*(math.inf if run.diverged else 1.0 for run in (slow, fast)))
     level = SLACK * max(measures.lowest(run).iloc[0] for run in (slow, fast))  # neither is cut off
     waited, needed = (measures.time_to(run, level).iloc[0] for run in (slow, fast))
     if needed == 0:
@@ -168,10 +172,15 @@ def ratio(evidence: Evidence, *, measure: str, of: Settings, to: Settings) -> fl
     return waited / needed
 
 
+def quotient(upper: float, lower: float) -> float:
+    """Of two measures, either of which may be infinite; NaN if both are."""
+    return math.nan if math.isinf(upper) and math.isinf(lower) else upper / lower
+
+
 @statistic(log=True)
 def ratio_within(evidence: Evidence, *, runs: Settings, measure: str, against: str) -> float:
     """Two measures of the same run."""
-    return evidence.value(measure, runs) / evidence.value(against, runs)
+    return quotient(evidence.value(measure, runs), evidence.value(against, runs))
 
 
 @statistic(log=True)
@@ -180,7 +189,7 @@ def ratio_growth(
 ) -> float:
     """`ratio` under the settings `after` over that under the settings `before`."""
     late, early = (ratio(evidence, measure=measure, of={**of, **case}, to={**to, **case}) for case in (after, before))
-    return late / early
+    return quotient(late, early)
 
 
 @statistic()
@@ -190,22 +199,13 @@ def ratio_slope(evidence: Evidence, *, measure: str, of: Settings, to: Settings,
     if len(xs) < 2:
         raise Undefined(f"a slope needs two values of {along} or more, and there are {xs}")
     ys = [ratio(evidence, measure=measure, of={**of, along: x}, to={**to, along: x}) for x in xs]
-    return measures.exponent(xs, ys)
+    return measures.exponent(xs, ys) if np.isfinite(ys).all() else math.nan
 
 
 @statistic()
 def difference(evidence: Evidence, *, measure: str, of: Settings, to: Settings) -> float:
     """A measure of the run `of` minus that of the run `to`."""
     return evidence.value(measure, of) - evidence.value(measure, to)
-
-
-@statistic()
-def share_closed(evidence: Evidence, *, measure: str, of: Settings, low: Settings, high: Settings) -> float:
-    """How much of the way from the run `low` to the run `high` the run `of` is. `Undefined` where there is no gap."""
-    mine, lower, upper = (evidence.value(measure, side) for side in (of, low, high))
-    if upper <= lower:
-        raise Undefined(f"there is no gap to close: {lower:.4g} against {upper:.4g}")
-    return (mine - lower) / (upper - lower)
 
 
 @statistic(paired=False)
@@ -216,6 +216,7 @@ def graph_exponent(_evidence: Evidence, *, graph: str, quantity: str, sizes: Seq
     """
     choose("claim: quantity", quantity, ("chi1", "root"))
     values = [chi1 if quantity == "chi1" else math.sqrt(chi1 * chi2) for chi1, chi2 in (chi(graph, n) for n in sizes)]
-    fit = scipy.stats.linregress(np.log(sizes), np.log(values))
-    half = float(scipy.stats.t.ppf((1 + CONFIDENCE) / 2, len(sizes) - 2) * fit.stderr)
-    return Effect(float(fit.slope), fit.slope - half, fit.slope + half, len(sizes), "interval of a fit; n: graph sizes")
+    fit, freedom = scipy.stats.linregress(np.log(sizes), np.log(values)), len(sizes) - 2
+    low, high = scipy.stats.t.interval(CONFIDENCE, freedom, loc=fit.slope, scale=fit.stderr)
+    numbers = (float(fit.slope), float(low), float(high), len(sizes))
+    return Effect(*numbers, "interval of a fit; n: graph sizes", error=float(fit.stderr), freedom=freedom)
