@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-from unlocked.artifact import loop, record, train
+from unlocked.artifact import integrity, loop, record, train
 from unlocked.artifact.record import Record
 from unlocked.artifact.tracking import Interrupted
 from unlocked.papers.run import Run
@@ -30,6 +31,14 @@ def train_here(run: Run, results: Path, data: Any, stop: Any = None) -> Record:
     """Train a run on data that are loaded, and read its record."""
     train.train_one(run, results, data, (), stop)
     return record.load(record.folder_of(results, run))
+
+
+def of_other_code(folder: Path) -> None:
+    """Make a record one that another version of the code has written."""
+    path = folder / "summary.json"
+    summary = json.loads(path.read_text())
+    summary["provenance"]["code"] = "older"
+    path.write_text(json.dumps(integrity.sealed(summary, folder)))
 
 
 def assert_survives_stops(run: Run, data: Any, folder: Path, stops: int = 2) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,9 +15,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from comparison import of_other_code
 from unlocked import fingerprint
 from unlocked import record as public
-from unlocked.artifact import record
+from unlocked.artifact import integrity, record
 from unlocked.errors import DataError
 from unlocked.papers.run import Run
 
@@ -71,7 +73,7 @@ def test_round_trip(written: Path, run: Run) -> None:
     """What is written is read back: settings, rows with their types, summary; the folder is where it belongs."""
     one = public.load(str(written))
     assert written.parts[-3:] == ("quick", "acid", run.id)
-    assert (one.run, one.summary) == (run, summary(run))
+    assert (one.run, one.summary) == (run, integrity.sealed(summary(run), written))
     pd.testing.assert_frame_equal(one.history, history().astype(record.HISTORY), check_dtype=False)
     types = {name: str(dtype) for name, dtype in one.history.dtypes.items()}
     assert types | {"metric": "string"} == record.HISTORY
@@ -140,8 +142,19 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "summary of another kind": lambda folder: (folder / "summary.json").write_text("[1, 2]"),
     "summary lacks parts": lambda folder: (folder / "summary.json").write_text('{"status": "completed"}'),
     "no summary": lambda folder: (folder / "summary.json").unlink(),
+    "summary of another run": lambda folder: (folder / "summary.json").write_text('{"run_id": "b-00000000"}'),
+    "summary without digests of files": lambda folder: edit_summary(folder, "files"),
     "gone": shutil.rmtree,
 }
+
+
+def edit_summary(folder: Path, *lost: str) -> None:
+    """Leave parts of a summary out, and give it the digest of what is left."""
+    values = json.loads((folder / "summary.json").read_text())
+    values = {key: value for key, value in values.items() if key not in lost}
+    if "digest" not in lost:
+        values["digest"] = integrity.digest_of_summary(values)
+    (folder / "summary.json").write_text(json.dumps(values))
 
 
 @pytest.mark.parametrize("how", DAMAGES)
@@ -154,6 +167,50 @@ def test_a_damaged_record_is_one_line(written: Path, run: Run, how: str) -> None
     assert str(written) in str(caught.value)
     if "summary" in how or how == "gone":
         assert not record.current(written, run)
+
+
+def test_a_record_from_before_there_were_digests_is_read(written: Path, run: Run) -> None:
+    edit_summary(written, "files", "digest")
+    assert record.current(written, run)
+    assert record.load(written).run == run
+
+
+def test_a_damaged_record_takes_no_other_ones_place(written: Path, run: Run) -> None:
+    """What a crash left half written under the partial name stays there."""
+    shutil.copytree(written, record.partial(written))
+    (record.partial(written) / "history.parquet").write_bytes(b"")
+    record.finish_replacing(written)
+    assert record.current(written, run)
+    assert record.partial(written).exists()
+
+
+def test_a_record_is_on_disk_before_it_is_one(run: Run, results: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Files first, then the name of the summary, then the checkpoint goes; a crash at any moment loses nothing."""
+    folder, order = record.folder_of(results, run), []
+    record.partial(folder).mkdir(parents=True)
+    checkpoint = record.partial(folder) / "checkpoint-0.pt"
+    checkpoint.write_text("")
+
+    def flush(*paths: Path) -> None:
+        order.append(sorted(path.name for path in paths))
+        assert checkpoint.exists()
+        assert all(path.exists() for path in paths)
+
+    monkeypatch.setattr(integrity, "flush", flush)
+    record.write(folder, run, history(), summary(run))
+    assert order == [["config.yaml", "history.parquet", "summary.json.new"], [f"{run.id}.partial"]]
+    assert not list(results.rglob("checkpoint*"))
+
+
+def test_files_and_names_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every path that is given, files and folders, and no descriptor stays open."""
+    (tmp_path / "file").write_text("content")
+    flushed, inodes = [], [path.stat().st_ino for path in (tmp_path / "file", tmp_path)]
+    monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino))
+    before = len(os.listdir("/proc/self/fd"))
+    integrity.flush(tmp_path / "file", tmp_path)
+    assert flushed == inodes
+    assert len(os.listdir("/proc/self/fd")) == before
 
 
 def test_an_unfinished_record_says_so(results: Path, run: Run) -> None:
@@ -210,8 +267,6 @@ def test_current(tiny_run: MakeRun, run: Run, results: Path, status: str, holds:
     folder = write(run, results, status=status)
     assert record.current(folder, run) is holds
     assert not record.current(folder, tiny_run(seed=1))
-    written = json.loads((folder / "summary.json").read_text())
-    written["provenance"]["code"] = "older"
-    (folder / "summary.json").write_text(json.dumps(written))
+    of_other_code(folder)
     assert not record.current(folder, run)
     assert record.current(folder, tiny_run({"runtime.reuse": "same_config"})) is holds

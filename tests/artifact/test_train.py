@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from comparison import assert_same_record
+from comparison import assert_same_record, of_other_code
 from unlocked.artifact import record, train
-from unlocked.errors import SettingError
+from unlocked.artifact.record import Record
+from unlocked.errors import DataError, SettingError
 from unlocked.papers.run import Run
 
 MakeRun = Callable[..., Run]
@@ -24,12 +25,58 @@ def test_a_record_is_not_trained_again(tiny_run: MakeRun, results: Path) -> None
     run = tiny_run()
     assert train.train([run], results) == [run.id]
     assert train.train([run, run, tiny_run({"runtime.execution": "loop"})], results) == []
-    path = record.folder_of(results, run) / "summary.json"
-    altered = json.loads(path.read_text())
-    altered["provenance"]["code"] = "older"
-    path.write_text(json.dumps(altered))
+    of_other_code(record.folder_of(results, run))
     assert train.train([tiny_run({"runtime.reuse": "same_config"})], results) == []
     assert train.train([run], results) == [run.id]
+
+
+def harm_config(folder: Path) -> None:
+    path = folder / "config.yaml"
+    path.write_text(path.read_text().replace("seed: 0", "seed: 1"))
+
+
+def empty_history(folder: Path) -> None:
+    path = folder / "history.parquet"
+    pd.read_parquet(path).iloc[:0].to_parquet(path, index=False)
+
+
+def flip_bits(folder: Path) -> None:
+    path = folder / "history.parquet"
+    content = bytearray(path.read_bytes())
+    content[100:164] = bytes(byte ^ 255 for byte in content[100:164])
+    path.write_bytes(content)
+
+
+def harm_summary(folder: Path) -> None:
+    path = folder / "summary.json"
+    path.write_text(path.read_text().replace('"status": "completed"', '"status": "diverged"'))
+
+
+@pytest.mark.parametrize("harm", [harm_config, empty_history, flip_bits, harm_summary])
+def test_an_altered_record_is_set_aside_and_trained_again(
+    tiny_run: MakeRun,
+    trained: Callable[[Run], Record],
+    results: Path,
+    capsys: pytest.CaptureFixture[str],
+    harm: Callable[[Path], None],
+) -> None:
+    """No reader believes it; the call that finds it trains the run, and what was there is kept."""
+    run = tiny_run()
+    before = trained(run)
+    harm(before.folder)
+    kept = {path.name: path.read_bytes() for path in before.folder.iterdir() if path.is_file()}
+    with pytest.raises(DataError, match="damaged"):
+        record.load(before.folder)
+    assert record.load_all(results).empty
+    assert not record.current(before.folder, run)
+    assert_same_record(trained(run), before)
+    aside = before.folder.with_name(f"damaged-{run.id}")
+    assert {path.name: path.read_bytes() for path in aside.iterdir() if path.is_file()} == kept
+    assert record.load_all(results)["run_id"].tolist() == [run.id]
+    harm(before.folder)
+    trained(run)
+    assert before.folder.with_name(f"damaged-{run.id}.2").is_dir()
+    assert capsys.readouterr().err.count("was set aside as") == 2
 
 
 def test_data_are_loaded_once_and_before_any_training(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -122,13 +123,16 @@ def test_editing_the_update_retrains_the_gossip_runs(built: Path, snakemake: Sna
         assert waiting(snakemake("acid_figure_3", "-n")) <= {"acid_figure_3"}
 
 
-def test_a_lost_record_is_trained_again(built: Path, snakemake: Snakemake) -> None:
-    """A figure whose record was deleted with it: its job runs again, and only that run is trained."""
+@pytest.mark.parametrize("harm", [shutil.rmtree, lambda folder: (folder / "history.parquet").write_bytes(b"")])
+def test_a_lost_record_is_trained_again(built: Path, snakemake: Snakemake, harm: Callable[[Path], None]) -> None:
+    """A record that was deleted or altered: its job runs again, only that run is trained, and its figures are drawn."""
     folder = next(p for p in (built / "results/quick/acid").glob("acid-ring-*") if p.is_dir())
     others = {p: p.stat().st_mtime for p in folder.parent.glob("*/summary.json") if p.parent != folder}
-    shutil.rmtree(folder)
-    (built / "paper_figures/quick/acid/figure_1.pdf").unlink()
+    harm(folder)
+    figure = built / "paper_figures/quick/acid/figure_1.pdf"
+    drawn = figure.stat().st_mtime
     snakemake(*TARGETS)
+    assert figure.stat().st_mtime > drawn
     assert record.load(folder).summary["status"] == "completed"
     assert {p: p.stat().st_mtime for p in others} == others
 
@@ -230,7 +234,7 @@ def test_options_round_trip() -> None:
 
 
 def test_files_and_indexes(tmp_path: Path) -> None:
-    """Every item has its files, every batch its index; an index goes when one of its records is gone."""
+    """Every item has its files, every batch its index; an index goes when one of its records is damaged."""
     setup = workflow.Setup.read_or_exit({"results": str(tmp_path), "set": "seeds=[0]", "device": "cpu"})
     files = workflow.files_of_items(setup)
     assert len(files) == len(set(files)) == sum(len(item.suffixes) for item in setup.plan.items.values())
@@ -241,10 +245,10 @@ def test_files_and_indexes(tmp_path: Path) -> None:
     records = [record.folder_of(setup.results, run) / "summary.json" for run in setup.runs(batch)]
     for path in (index, *records):
         path.parent.mkdir(parents=True)
-        path.write_text("{}")
+        path.write_text(json.dumps({"run_id": path.parent.name}))
     workflow.drop_stale_indexes(setup)
     assert index.exists()
-    records[0].unlink()
+    records[0].write_text("{}")
     workflow.drop_stale_indexes(setup)
     assert not index.exists()
 

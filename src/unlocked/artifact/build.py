@@ -16,8 +16,7 @@ from unlocked.items.table import Table
 
 def records_there(names: Iterable[str], plan: Plan, results: Path) -> list[record.Record]:
     """The records of those runs that have one."""
-    folders = [record.folder_of(results, plan.runs[name]) for name in names]
-    return [record.load(folder) for folder in folders if record.is_record(folder)]
+    return list(record.readable(record.folder_of(results, plan.runs[name]) for name in names))
 
 
 def context_of(item: Item, plan: Plan, results: Path) -> Context:

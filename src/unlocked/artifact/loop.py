@@ -6,17 +6,15 @@ is decided here, once.
 
 from __future__ import annotations
 
-import hashlib
-import os
 import time
+from operator import index
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from unlocked.artifact import record
+from unlocked.artifact import integrity, record
 from unlocked.artifact.tracking import Interrupted, Recorder
-from unlocked.console import say
 from unlocked.papers.base import Training
 
 if TYPE_CHECKING:
@@ -28,7 +26,8 @@ STEPS_PER_LOOK = 16  # at the loss, the clock and the stop flag: a prompt stop t
 def run(training: Training, recorder: Recorder, data: Dataset | None) -> None:
     """Train to the end, from the run's checkpoint on if there is one, and write the record.
 
-    Raises `Interrupted` after writing a checkpoint when the process is asked to stop.
+    Raises `Interrupted` after writing a checkpoint when the process is asked to stop, and `Unusable` where a new
+    training is to be tried.
     """
     checkpoint, steps = Checkpoint(training, recorder), 0
     first, skip = checkpoint.resume()
@@ -51,6 +50,10 @@ def run(training: Training, recorder: Recorder, data: Dataset | None) -> None:
     recorder.finish("completed", training.counts(), data)
 
 
+class Unusable(Exception):
+    """A checkpoint that is whole does not fit the training: it is set aside, and a new training goes on without it."""
+
+
 class Checkpoint:
     """The state of a training and of its recorder between two steps, in one file whose name holds its digest."""
 
@@ -63,20 +66,33 @@ class Checkpoint:
     def resume(self) -> tuple[int, int]:
         """Restore what the same settings and code left: (span, steps done in it), (0, 0) if there is nothing.
 
-        A file that is not what was written is set aside, with one line; it is never read.
+        A file that is not what was written is set aside, with one line; it is never read. So is one that cannot be
+        restored; as it may have been in part, this raises `Unusable`.
         """
         for path in sorted(self.folder.glob("checkpoint-*.pt"), key=lambda path: path.stat().st_mtime, reverse=True):
             if path.name != name_of(path):
-                path.rename(path.with_name(f"damaged-{path.name}"))
-                say(f"{path} is damaged and was set aside as damaged-{path.name}: the run goes on without it")
+                integrity.set_aside(path, "its content is not what was written")
                 continue
-            state = torch.load(path, map_location="cpu", weights_only=True)
-            if state["identity"] == self.identity:
-                self.training.restore(state["training"])
-                self.recorder.rows, self.recorder.resumed = state["rows"], state["resumed"] + 1
-                self.recorder.started -= state["seconds"]
-                return state["span"], state["done"]
+            try:
+                state = torch.load(path, map_location="cpu", weights_only=True)
+                if state["identity"] == self.identity:
+                    return self.restore(state)
+            except (MemoryError, OSError, torch.OutOfMemoryError):  # the machine's fault
+                raise
+            except Exception as error:
+                integrity.set_aside(path, " ".join(f"{type(error).__name__}: {error}".split()))
+                raise Unusable from error
         return 0, 0
+
+    def restore(self, state: dict[str, Any]) -> tuple[int, int]:
+        """Put training and recorder where a checkpoint was written; `ValueError` if there is no such place."""
+        recorder, span, done = self.recorder, index(state["span"]), index(state["done"])
+        if span not in range(self.training.spans) or done not in range(self.training.length(span) + 1):
+            raise ValueError(f"there are no {done} steps of span {span}")
+        self.training.restore(state["training"])
+        recorder.rows, recorder.resumed = state["rows"], state["resumed"] + 1
+        recorder.started -= state["seconds"]
+        return span, done
 
     def look(self, span: int, done: int) -> None:
         """Save after `done` steps of a span if it is time or if a stop was requested; then raise `Interrupted`."""
@@ -94,9 +110,9 @@ def save(state: dict[str, Any], folder: Path) -> None:
     """Write a checkpoint whole, on disk before it takes the place of older ones."""
     new, older = folder / "checkpoint.new", list(folder.glob("checkpoint-*.pt"))
     torch.save(state, new)
-    with new.open("rb") as file:
-        os.fsync(file.fileno())
+    integrity.flush(new)
     whole = new.replace(folder / name_of(new))
+    integrity.flush(folder)
     for path in older:
         if path != whole:
             path.unlink(missing_ok=True)
@@ -104,5 +120,4 @@ def save(state: dict[str, Any], folder: Path) -> None:
 
 def name_of(path: Path) -> str:
     """The name of a checkpoint with the content of a file."""
-    with path.open("rb") as file:
-        return f"checkpoint-{hashlib.file_digest(file, 'sha256').hexdigest()[:32]}.pt"
+    return f"checkpoint-{integrity.digest(path)[:32]}.pt"

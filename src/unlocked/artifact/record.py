@@ -11,9 +11,10 @@ import json
 import math
 import os
 import platform
+import re
 import shutil
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib import metadata
@@ -26,8 +27,9 @@ import pandas as pd
 import yaml
 
 from unlocked import fingerprint
-from unlocked.artifact import config
+from unlocked.artifact import config, integrity
 from unlocked.artifact.folders import folder_of as folder_of
+from unlocked.console import say
 from unlocked.errors import DataError
 from unlocked.items.frames import Frames
 from unlocked.papers.run import Run
@@ -106,11 +108,11 @@ def write(folder: Path, run: Run, history: pd.DataFrame, summary: dict[str, Any]
     working.mkdir(parents=True, exist_ok=True)
     (working / "config.yaml").write_text(yaml.safe_dump(run.settings(), sort_keys=False, allow_unicode=True))
     history.astype(HISTORY).to_parquet(working / "history.parquet", index=False)
+    summary = integrity.sealed(summary, working)
     (working / "summary.json.new").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
-    for name in ("config.yaml", "history.parquet", "summary.json.new"):
-        with open(working / name, "rb") as file:
-            os.fsync(file.fileno())
+    integrity.flush(*(working / name for name in (*integrity.FILES, "summary.json.new")))
     (working / "summary.json.new").replace(working / "summary.json")
+    integrity.flush(working)
     finish_replacing(folder)
 
 
@@ -118,7 +120,7 @@ def finish_replacing(folder: Path) -> None:
     """Move a complete record from its partial folder into its place. Also what a process left that was killed before it
     did so; for the one process that holds the run's lock."""
     working = partial(folder)
-    if (working / "summary.json").is_file():
+    if (working / "summary.json").is_file() and integrity.damage(working) is None:
         for path in working.glob("checkpoint*"):  # a finished run needs none
             path.unlink()
         if folder.exists():
@@ -128,35 +130,49 @@ def finish_replacing(folder: Path) -> None:
 
 
 def load(folder: str | Path) -> Record:
-    """Read a record; `DataError` with one line if it is missing or cannot be read."""
+    """Read a record; `DataError` with one line if it is missing or not what was written."""
     folder = Path(folder)
     if not (folder / "summary.json").is_file():
         state = "is unfinished: run the workflow again" if partial(folder).exists() else "does not exist"
         raise DataError(f"record {folder} {state}")
     try:
+        if (wrong := integrity.damage(folder)) is not None:
+            raise ValueError(wrong)
         summary = json.loads((folder / "summary.json").read_text())
         history = pd.read_parquet(folder / "history.parquet")
         run = config.run_from(config.read_yaml(folder / "config.yaml"))
         jsonschema.Draft202012Validator(SCHEMA).validate(summary)
     except Exception as error:
         reason = " ".join(str(getattr(error, "message", error)).split())
-        raise DataError(f"record {folder} cannot be read ({reason}): delete it and run again") from None
+        raise DataError(f"record {folder} is damaged ({reason}): the next training of it sets it aside") from None
     return Record(folder, run, history, summary)
 
 
 def is_record(folder: Path) -> bool:
-    return folder.suffix != ".partial" and (folder / "summary.json").is_file()
+    named = re.search(r"-[0-9a-f]{8}$", folder.name) and not folder.name.startswith("damaged-")
+    return bool(named) and (folder / "summary.json").is_file()
+
+
+def readable(folders: Iterable[Path]) -> Iterator[Record]:
+    """The records of those folders that have one; a damaged one counts as not there, with one line."""
+    for folder in filter(is_record, folders):
+        try:
+            yield load(folder)
+        except DataError as error:
+            say(str(error))
 
 
 def load_all(folder: str | Path) -> pd.DataFrame:
     """One row per finished record below `folder`, as `Record.row` has it, with its `run_id` and `folder`."""
-    folders = sorted(path.parent for path in Path(folder).rglob("summary.json") if is_record(path.parent))
-    runs = frames(map(load, folders)).runs.rename_axis("run_id").reset_index()
-    return runs.assign(folder=[str(path) for path in folders])
+    records = list(readable(sorted(path.parent for path in Path(folder).rglob("summary.json"))))
+    runs = frames(records).runs.rename_axis("run_id").reset_index()
+    return runs.assign(folder=[str(one.folder) for one in records])
 
 
 def current(folder: Path, run: Run) -> bool:
-    """Whether a complete record of this run exists and still holds: same settings, same code unless told otherwise."""
+    """Whether a whole record of this run exists and still holds: same settings, same code unless told otherwise."""
+    if integrity.damage(folder) is not None:
+        return False
     try:
         summary = json.loads((folder / "summary.json").read_text())
         same_code = summary["provenance"]["code"] == fingerprint.training(run.trainer)
@@ -164,6 +180,12 @@ def current(folder: Path, run: Run) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return False
     return complete and (same_code or run.runtime.reuse == "same_config")
+
+
+def set_damaged_aside(folder: Path) -> None:
+    """Make room for a new record where there is a damaged one; for the one process that holds the run's lock."""
+    if folder.exists() and (wrong := integrity.damage(folder)) is not None:
+        integrity.set_aside(folder, wrong)
 
 
 @functools.cache

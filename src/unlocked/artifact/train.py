@@ -115,18 +115,29 @@ def train_one(run: Run, results: Path, data: Dataset | None, items: Iterable[str
         record.finish_replacing(folder)
         if record.current(folder, run):
             return False
+        record.set_damaged_aside(folder)
         torch.set_num_threads(run.runtime.threads)
         torch.set_deterministic_debug_mode("warn")  # `use_deterministic_algorithms` imports the compiler: a second
         training = training_of(run, data)
         recorder = Recorder(folder, run, items, stop)
         try:
-            loop.run(training, recorder, data)
+            while not ended(training, recorder, data):
+                training = training_of(run, data)
         except BaseException:
             recorder.close(1, {})
             raise
-        finally:
-            if close := getattr(training, "close", None):  # of trainings that have processes of their own
-                close()
+    return True
+
+
+def ended(training: Training, recorder: Recorder, data: Dataset | None) -> bool:
+    """Train to the end; False where this training is spoilt by a checkpoint that does not fit it."""
+    try:
+        loop.run(training, recorder, data)
+    except loop.Unusable:
+        return False
+    finally:
+        if close := getattr(training, "close", None):  # of trainings that have processes of their own
+            close()
     return True
 
 

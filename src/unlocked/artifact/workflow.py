@@ -22,6 +22,7 @@ from unlocked.artifact import config, published
 from unlocked.artifact.captions import caption_of as caption_of
 from unlocked.artifact.captions import title_of
 from unlocked.artifact.folders import existing_part, folder_of
+from unlocked.artifact.integrity import damage
 from unlocked.artifact.plan import CLAIMS, Batch, Item, Plan, runtime_names
 from unlocked.artifact.resources import Resources, of_job
 from unlocked.errors import DataError, SettingError, choose, storage_error
@@ -120,11 +121,10 @@ def data_files(setup: Setup, batch: Batch) -> list[str]:
 
 
 def drop_stale_indexes(setup: Setup) -> None:
-    """Remove the index of every job one of whose records is gone, so that the job runs again."""
+    """Remove the index of every job one of whose records is gone or damaged, so that the job runs again."""
     for batch in setup.plan.batches.values():
         index = index_of(setup, batch)
-        records = (folder_of(setup.results, run) / "summary.json" for run in setup.runs(batch))
-        if index.is_file() and not all(path.is_file() for path in records):
+        if index.is_file() and any(damage(folder_of(setup.results, run)) for run in setup.runs(batch)):
             with suppress(OSError):  # a folder that cannot be written: `check_folders` says so
                 index.unlink()
 

@@ -22,6 +22,9 @@ class Training(Protocol):
 
     spans: int  # parts of the run, each followed by an evaluation
 
+    def length(self, span: int) -> int:
+        """The number of steps of a span."""
+
     def advance(self, span: int, skip: int) -> Iterator[None]:
         """Do the steps of a span from the `skip`-th on, one per `next`."""
 

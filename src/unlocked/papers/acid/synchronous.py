@@ -47,6 +47,9 @@ class AllReduceTraining:
         self.ends = [0.0, *itertools.islice(ends, self.steps)]
         self.done = 0
 
+    def length(self, span: int) -> int:
+        return len(self.cuts[span])
+
     def advance(self, span: int, skip: int) -> Iterator[None]:
         for number in self.cuts[span][skip:]:
             self.step(number)

@@ -50,6 +50,9 @@ class Simulated:
         self.events, self.cuts, self.engine, self.source = events, cuts, engine, source
         self.spans, self.counts = len(cuts), engine.counts
 
+    def length(self, span: int) -> int:
+        return sum(1 for _ in schedules.levels(self.events, self.cuts[span]))
+
     def advance(self, span: int, skip: int) -> Iterator[None]:
         for level in itertools.islice(schedules.levels(self.events, self.cuts[span]), skip, None):
             self.engine.execute(self.events, *level, self.source)

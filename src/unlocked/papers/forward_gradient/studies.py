@@ -8,7 +8,6 @@ from __future__ import annotations
 import timeit
 from collections.abc import Callable, Iterator
 from functools import partial
-from itertools import islice
 from typing import Any
 
 import torch
@@ -113,12 +112,15 @@ class Study:
     spans = 1
 
     def __init__(self, run: settings.FreshNetStudy, data: Dataset) -> None:
-        self.cases = CASES[run.study](run, data)
+        self.cases = list(CASES[run.study](run, data))
         self.metrics: Metrics = {}
         self.steps = 0
 
+    def length(self, span: int) -> int:
+        return len(self.cases)
+
     def advance(self, span: int, skip: int) -> Iterator[None]:
-        for case in islice(self.cases, skip, None):
+        for case in self.cases[skip:]:
             self.metrics |= case()
             self.steps += 1
             yield

@@ -97,6 +97,9 @@ class ForwardTraining:
         epochs = {"step": sgd.epochs, "proportional": 100, "constant": 0}[sgd.schedule]
         return optim.step_factor(int(number * epochs / self.total), sgd.step_every, sgd.step_gamma)
 
+    def length(self, span: int) -> int:
+        return len(self.cuts[span])
+
     def advance(self, span: int, skip: int) -> Iterator[None]:
         for number in self.cuts[span][skip:]:
             self.step(number)

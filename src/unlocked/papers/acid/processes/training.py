@@ -109,6 +109,9 @@ class ProcessTraining:
 
     # What the loop asks
 
+    def length(self, span: int) -> int:
+        return self.bounds[span + 1] - self.bounds[span]
+
     def advance(self, span: int, skip: int) -> Iterator[None]:
         """Follow the gradients of a span from the `skip`-th on; the workers do not wait for this."""
         if self.coordinator is None:
