@@ -20,7 +20,7 @@ import pytest
 import yaml
 
 from unlocked import cli
-from unlocked.artifact import config, record, workflow
+from unlocked.artifact import config, integrity, record, workflow
 from unlocked.artifact.plan import CLAIMS
 from unlocked.papers import PAPERS
 
@@ -123,16 +123,24 @@ def test_editing_the_update_retrains_the_gossip_runs(built: Path, snakemake: Sna
         assert waiting(snakemake("acid_figure_3", "-n")) <= {"acid_figure_3"}
 
 
-@pytest.mark.parametrize("harm", [shutil.rmtree, lambda folder: (folder / "history.parquet").write_bytes(b"")])
+def empty_history(folder: Path) -> None:
+    (folder / "history.parquet").write_bytes(b"")
+
+
+def lose(folder: Path) -> None:
+    shutil.rmtree(folder)
+    (folder.parents[3] / "paper_figures/quick/acid/figure_1.pdf").unlink()
+
+
+@pytest.mark.parametrize("harm", [lose, empty_history])
 def test_a_lost_record_is_trained_again(built: Path, snakemake: Snakemake, harm: Callable[[Path], None]) -> None:
-    """A record that was deleted or altered: its job runs again, only that run is trained, and its figures are drawn."""
+    """A record that was deleted with a figure of it, or altered: its job runs again, only that run is trained."""
     folder = next(p for p in (built / "results/quick/acid").glob("acid-ring-*") if p.is_dir())
     others = {p: p.stat().st_mtime for p in folder.parent.glob("*/summary.json") if p.parent != folder}
     harm(folder)
-    figure = built / "paper_figures/quick/acid/figure_1.pdf"
-    drawn = figure.stat().st_mtime
+    assert waiting(snakemake(*TARGETS, "-n")) >= {"train", "acid_figure_1"}
     snakemake(*TARGETS)
-    assert figure.stat().st_mtime > drawn
+    assert "Nothing to be done" in (again := snakemake(*TARGETS)).stderr + again.stdout
     assert record.load(folder).summary["status"] == "completed"
     assert {p: p.stat().st_mtime for p in others} == others
 
@@ -234,7 +242,7 @@ def test_options_round_trip() -> None:
 
 
 def test_files_and_indexes(tmp_path: Path) -> None:
-    """Every item has its files, every batch its index; an index goes when one of its records is damaged."""
+    """Every item has its files, every batch its index; an index goes when one of its records is gone."""
     setup = workflow.Setup.read_or_exit({"results": str(tmp_path), "set": "seeds=[0]", "device": "cpu"})
     files = workflow.files_of_items(setup)
     assert len(files) == len(set(files)) == sum(len(item.suffixes) for item in setup.plan.items.values())
@@ -248,9 +256,25 @@ def test_files_and_indexes(tmp_path: Path) -> None:
         path.write_text(json.dumps({"run_id": path.parent.name}))
     workflow.drop_stale_indexes(setup)
     assert index.exists()
-    records[0].write_text("{}")
+    shutil.rmtree(records[0].parent)
     workflow.drop_stale_indexes(setup)
     assert not index.exists()
+
+
+def test_damaged_records_are_named(tmp_path: Path) -> None:
+    """By the place where they will be kept, from when they are found on; nothing else runs a job again."""
+    values = {"results": str(tmp_path), "set": "seeds=[0]"}
+    setup = workflow.Setup.read_or_exit(values)
+    key, batch = next(iter(setup.plan.batches.items()))
+    folder = record.folder_of(setup.results, setup.runs(batch)[0])
+    folder.mkdir(parents=True)
+    assert workflow.Setup.read_or_exit(values).set_aside[key] == [f"damaged-{folder.name}"]
+    integrity.set_aside(folder, "")
+    assert workflow.Setup.read_or_exit(values).set_aside[key] == [f"damaged-{folder.name}"]
+    folder.mkdir(parents=True)
+    found = workflow.Setup.read_or_exit(values).set_aside
+    assert found.pop(key) == [f"damaged-{folder.name}", f"damaged-{folder.name}.2"]
+    assert not any(found.values())
 
 
 def test_jobs_of_processes() -> None:

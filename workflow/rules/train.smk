@@ -35,6 +35,7 @@ rule train:
         runs=lambda w: plan.batches[w.batch].runs,
         wanted=lambda w: plan.items_of(plan.batches[w.batch]),
         code=lambda w: plan.batches[w.batch].code,
+        damaged=lambda w: setup.set_aside[w.batch],
     shell:
         "OMP_NUM_THREADS={params.own_threads} {params.launcher} python -m unlocked train --runs {params.runs} --items {params.wanted} "
         "{params.options} --index {output:q} > {log:q} 2>&1"

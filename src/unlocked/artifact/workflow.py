@@ -14,15 +14,15 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from unlocked import fingerprint
-from unlocked.artifact import config, published
+from unlocked.artifact import config, integrity, published
 from unlocked.artifact.captions import caption_of as caption_of
 from unlocked.artifact.captions import title_of
 from unlocked.artifact.folders import existing_part, folder_of
-from unlocked.artifact.integrity import damage
 from unlocked.artifact.plan import CLAIMS, Batch, Item, Plan, runtime_names
 from unlocked.artifact.resources import Resources, of_job
 from unlocked.errors import DataError, SettingError, choose, storage_error
@@ -84,6 +84,17 @@ class Setup:
     def runs(self, batch: Batch) -> list[Run]:
         return [self.plan.runs[name] for name in batch.runs]
 
+    @cached_property
+    def set_aside(self) -> dict[str, list[str]]:
+        """By job, the names under which damaged records of its runs are kept, or will be when it runs.
+
+        One more name is a change that makes Snakemake run the job, though its figures are there; then it is none.
+        """
+        folders = {key: [folder_of(self.results, run) for run in self.runs(b)] for key, b in self.plan.batches.items()}
+        return {
+            key: [place.name for one in own for place in integrity.set_aside_as(one)] for key, own in folders.items()
+        }
+
 
 def enter_environment(snakemake_python: str) -> None:
     """Let rules call `python -m unlocked`: this package, in the environment that Snakemake itself runs in.
@@ -121,10 +132,10 @@ def data_files(setup: Setup, batch: Batch) -> list[str]:
 
 
 def drop_stale_indexes(setup: Setup) -> None:
-    """Remove the index of every job one of whose records is gone or damaged, so that the job runs again."""
+    """Remove the index of every job one of whose records is gone, so that the job runs again."""
     for batch in setup.plan.batches.values():
         index = index_of(setup, batch)
-        if index.is_file() and any(damage(folder_of(setup.results, run)) for run in setup.runs(batch)):
+        if index.is_file() and not all(folder_of(setup.results, run).exists() for run in setup.runs(batch)):
             with suppress(OSError):  # a folder that cannot be written: `check_folders` says so
                 index.unlink()
 
