@@ -25,6 +25,11 @@ from typing import Any
 import networkx as nx
 import torch
 import torch.distributed as dist
+
+# It keeps the default group that there is when it is first imported, which optimisers and DistributedDataParallel do,
+# in arguments: `destroy_process_group` would then not end that group's threads, and one that frees the tensors of the
+# last collective while the interpreter ends aborts the process. So import it before there is a group.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 
 from unlocked.errors import SettingError
