@@ -65,7 +65,16 @@ def fake_verdicts(sources: Sources) -> None:
     """Verdicts as the claims' item writes them: two claims, the second with two parts."""
     a1 = {"id": "A1", "paper": "acid", "claim": "It helps.", "claim_verdict": claims.SUPPORTED}
     b1 = {"id": "B1", "paper": "forward_gradient", "claim": "It is close.", "claim_verdict": claims.NOT_RUN}
-    shared = {"source": "the abstract", "conditions": "Ring.", "n": 2, "threshold": "< 1", "unit": "ratio", "part": "p"}
+    shared = {
+        "kind": "published",
+        "decides": "all",
+        "source": "the abstract",
+        "conditions": "Ring.",
+        "n": 2,
+        "threshold": "< 1",
+        "unit": "ratio",
+        "part": "p",
+    }
     good = {"verdict": claims.SUPPORTED, "reason": "", "effect": 0.36, "low": 0.138, "high": 0.952, **shared}
     none = {"verdict": claims.NOT_RUN, "reason": "no record of <x>", **shared}
     rows = [

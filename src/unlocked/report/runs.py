@@ -7,8 +7,8 @@ over the seeds that the table has, because rounding differs and training amplifi
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-import json
 import math
 from pathlib import Path
 
@@ -47,8 +47,7 @@ def digest(history: pd.DataFrame) -> str:
 
 def group(run: Run) -> str:
     """8 hex digits that runs share which differ in the seed alone."""
-    settings = {key: value for key, value in run.identity().items() if key != "seed"}
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
+    return dataclasses.replace(run, seed=0).hash[:8]
 
 
 def table(sources: Sources) -> pd.DataFrame:
