@@ -1,7 +1,7 @@
 """From data to every table and figure: `snakemake --cores N`.
 
 Targets: `all` (default), one per paper (`acid`), `claims`, one per table and figure (`acid_figure_5`), `report`,
-`wandb_report`, `snakemake_report`.
+`wandb_report`, `snakemake_report`; `pilot`, which chooses learning rates for a scale.
 Settings: `--config scale=reduced device=cuda wandb=online set="seeds=[0] acid.workers=[4,16]"`; docs/settings.md.
 """
 
@@ -51,5 +51,6 @@ for group in (*flow.PAPERS, flow.CLAIMS):
 
 include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
+include: "workflow/rules/pilot.smk"
 include: "workflow/rules/items.smk"
 include: "workflow/rules/report.smk"

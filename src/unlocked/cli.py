@@ -1,4 +1,4 @@
-"""`unlocked plan | data | train | item | runs | claims | report | bench | costs | doctor | settings`.
+"""`unlocked plan | data | train | item | runs | claims | pilot | report | bench | costs | doctor | settings`.
 
 The rules of the workflow call these. A command is a function in `COMMANDS` with the names of its options. What it needs
 is imported when it is called, so that `--help` costs nothing.
@@ -143,20 +143,38 @@ def runs(arguments: argparse.Namespace) -> None:
         print(runs.write(sources, arguments.out or arguments.figures / sources.plan.scale.name / "runs.csv"))
 
 
+def show_power(arguments: argparse.Namespace, plan: Plan) -> None:
+    """By the pilot's seeds where the scale has them: what a claim is judged by should not choose its seeds."""
+    from unlocked.report import power
+
+    head = plan.scale.head
+    if head.pilot_seeds:
+        arguments.set = [*arguments.set, f"seeds={list(head.pilot_seeds)}", "claim_seeds=[]"]
+    sources = read_sources(arguments, ["claims_verdicts"])
+    count = len(head.claim_seeds or head.seeds)
+    print(power.as_markdown(power.table(sources.plan.claims, sources.frames, count), count))
+
+
 def claims(arguments: argparse.Namespace) -> None:
     """Judge the papers' claims by the records that are there; what has none is not run."""
     from unlocked.report import claims
 
     sources = read_sources(arguments, ["claims_verdicts"])
     if arguments.power:
-        from unlocked.report import power
-
-        seeds = len(sources.plan.scale.seeds)
-        print(power.as_markdown(power.table(sources.plan.claims, sources.frames, seeds), seeds))
+        show_power(arguments, sources.plan)
         return
     judged = claims.table(sources.plan.claims, sources.frames)
     rows = json.loads(judged.to_json(orient="records"))  # pandas turns NaN into null
     print(json.dumps(rows, indent=1, ensure_ascii=False) if arguments.json else claims.as_text(judged))
+
+
+def pilot(arguments: argparse.Namespace) -> None:
+    """Choose learning rates by the pilot's runs that are there; writes configs/pilot/SCALE.yaml."""
+    from unlocked.report import pilot
+
+    sources = read_sources(arguments)
+    path, text = pilot.write(sources.plan, sources.frames)
+    print(path, text, sep="\n")
 
 
 def report(arguments: argparse.Namespace) -> None:
@@ -220,6 +238,7 @@ COMMANDS: dict[Callable[[argparse.Namespace], None], str] = {
     item: f"names {RECORDED}",
     runs: f"{RECORDED} --out --against",
     claims: f"{RECORDED} --json --power",
+    pilot: RECORDED,
     report: f"{RECORDED} --out --wandb --upload --dry-run",
     bench: "name --turns --width --json",
     costs: f"{RECORDED} --json",

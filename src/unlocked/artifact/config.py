@@ -2,12 +2,13 @@
 
 OmegaConf reads, merges and resolves; what leaves this module is a frozen `Run` or `Scale`. A run's settings come from
 four places, later ones winning: the defaults of its kind, `configs/<paper>/training.yaml` (the paper's settings), the
-`training` part of the scale, and one point of an item's grid.
+`training` part of the scale, and one point of an item's grid. The learning rate, where the point names none, is the one
+that the scale's pilot chose for the method.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from unlocked.artifact import pilot
+from unlocked.artifact.pilot import Cell
 from unlocked.errors import SettingError, choose
 from unlocked.papers import PAPERS
 from unlocked.papers.run import Paper, PaperScale, Run
@@ -77,6 +80,8 @@ class ScaleHead(Settings):
     name: str = setting("quick", "its name, and that of its file", pattern=r"[a-z0-9_]+")
     about: str = setting("", "one line for captions and reports")
     seeds: tuple[int, ...] = setting((0,), "of every grid point", least=0, nonempty=True)
+    claim_seeds: tuple[int, ...] = setting((), "of the runs that claims read; none: as `seeds`", least=0)
+    pilot_seeds: tuple[int, ...] = setting((), "of the runs that choose learning rates", least=0)
     runs_per_job: int = setting(1, "runs that one job trains in one process", least=1)
 
 
@@ -86,6 +91,7 @@ class Scale:
 
     head: ScaleHead
     papers: Mapping[str, PaperScale]
+    cells: Mapping[str, Sequence[Cell]]  # of the pilot, by paper
 
     @property
     def name(self) -> str:
@@ -120,11 +126,18 @@ def load_scale(name: str, overrides: Iterable[str] = ()) -> Scale:
     """The scale `name` with `overrides` (paths in its file, `key=value`) applied."""
     path = CONFIGS / "scales" / f"{choose('scale', name, scale_names())}.yaml"
     values = container(OmegaConf.merge(read_yaml(path), from_dotlist(overrides)))
-    papers = {}
+    chosen = read_yaml(choices) if (choices := pilot_file(name)).is_file() else {}
+    papers, cells = {}, {}
     for key, paper in PAPERS.items():
         with inside(key):
             papers[key] = build(paper.scale, values.pop(key, {}))
-    return Scale(build(ScaleHead, values | {"name": name}), papers)
+            cells[key] = pilot.cells(papers[key], chosen.get(key, {}))
+    return Scale(build(ScaleHead, values | {"name": name}), papers, cells)
+
+
+def pilot_file(scale: str) -> Path:
+    """What the scale's pilot chose."""
+    return CONFIGS / "pilot" / f"{scale}.yaml"
 
 
 class Bases:
@@ -149,7 +162,8 @@ class Bases:
         kind = self.paper.kind_of({**self.shared, **point})
         if kind not in self._of_kind:
             self._of_kind[kind] = {key: value for key, value in self.shared.items() if key in dotted(kind)}
-        return made(kind, {**self._of_kind[kind], **point})
+        run = made(kind, {**self._of_kind[kind], **point})
+        return run if "optim.lr" in point else pilot.tuned(run, self.scale.cells[self.paper.key])
 
 
 def made(kind: type[Run], flat: Mapping[str, Any]) -> Run:

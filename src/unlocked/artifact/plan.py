@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from unlocked import fingerprint
-from unlocked.artifact import config
+from unlocked.artifact import config, pilot
 from unlocked.artifact.config import CONFIGS, Bases, Scale, read_yaml
 from unlocked.errors import SettingError, choose
 from unlocked.papers import PAPERS
-from unlocked.papers.run import Run
+from unlocked.papers.run import PaperScale, Run
 from unlocked.settings import Settings, build, dotted, inside, setting
 
 CLAIMS = "claims"  # the third group of items, beside those of the papers
@@ -32,9 +32,16 @@ class Need(Settings):
 
     grid: dict[str, Any] = setting(None, "settings", empty=dict)
     exclude: tuple[dict[str, Any], ...] = setting((), "points that agree with all keys of one are left out")
+    regimes: tuple[str, ...] = setting((), "the grid in each of these regimes of the scale")
 
-    def points(self, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-        """The grid points, seeds innermost."""
+    def points(self, seeds: Sequence[int], own: PaperScale | None = None) -> Iterator[dict[str, Any]]:
+        """The grid points, seeds innermost, of one regime after the other."""
+        for name in self.regimes:
+            yield from ({**pilot.regime_of(own or PaperScale(), name), **point} for point in self._crossed(seeds))
+        if not self.regimes:
+            yield from self._crossed(seeds)
+
+    def _crossed(self, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
         grid = {"seed": list(seeds)} | self.grid if "seed" in self.grid else {**self.grid, "seed": list(seeds)}
         values = [value if isinstance(value, list) else [value] for value in grid.values()]
         for combination in itertools.product(*values):
@@ -56,6 +63,9 @@ class ItemConfig(Settings):
     note: str = setting("", "what a scale changes about it, e.g. which part of the grid it leaves out")
     panels: dict[str, Any] = setting(None, "of the W&B report: metrics by kind of panel", empty=dict)
     needs: tuple[Need, ...] = setting((), "runs, crossed with the scale's seeds")
+    pilot: bool = setting(
+        False, "it is about the runs of the pilot, at a scale that has one, in place of what it needs"
+    )
 
     def check(self) -> None:
         self.refuse_unless(fingerprint.exists(self.build), "build", "must be the dotted path of a function")
@@ -180,6 +190,14 @@ class Plan:
         for group, own in entries.items():
             if chosen := {key: entry for key, entry in own.items() if f"{group}_{key}" in wanted}:
                 self._read_items(group, chosen)
+        self.pilot = {paper: self._pilot_runs(paper) for paper in PAPERS} if only is None else {}  # run ids by cell
+
+    def _pilot_runs(self, paper: str) -> dict[str, list[str]]:
+        """The runs of every cell of a paper's pilot."""
+        head, cells = self.scale.head, self.scale.cells[paper]
+        if cells:
+            pilot.check_seeds(head.pilot_seeds, [*head.seeds, *head.claim_seeds])
+        return {cell.name: [self._add(paper, point) for point in cell.points(head.pilot_seeds)] for cell in cells}
 
     def _base(self, paper: str) -> Bases:
         """A scale that cannot work is refused, even for items that train nothing."""
@@ -208,7 +226,10 @@ class Plan:
         for key, entry in config.resolved(merged, self.scale).items():
             with inside(f"configs/{group}/items.yaml: {key}"):
                 item = build(ItemConfig, entry)
-                runs = tuple(dict.fromkeys([*shared, *self._add_runs(group, item.needs)]))
+                tuning = self._pilot_runs(group) if item.pilot else {}
+                needs = item.needs if not any(tuning.values()) else ()
+                own = self._add_runs(group, needs, self.scale.seeds)
+                runs = tuple(dict.fromkeys([*shared, *itertools.chain(*tuning.values()), *own]))
             self.items[f"{group}_{key}"] = Item(group, str(key), item, runs)
 
     def _read_claims(self) -> list[str]:
@@ -217,7 +238,8 @@ class Plan:
             with inside(f"configs/claims.yaml: {key}"):
                 claim = build(ClaimConfig, entry)
                 parts = {name: self._part(name, part) for name, part in claim.parts.items()}
-                runs = {name: self.runs[name] for name in self._add_runs(claim.paper, claim.needs)}
+                seeds = self.scale.head.claim_seeds or self.scale.seeds
+                runs = {name: self.runs[name] for name in self._add_runs(claim.paper, claim.needs, seeds)}
             self.claims[str(key)] = Claim(str(key), claim, parts, runs)
         return [name for claim in self.claims.values() for name in claim.runs]
 
@@ -225,15 +247,19 @@ class Plan:
         with inside(f"parts.{name}"):
             return build(Part, entry)
 
-    def _add_runs(self, paper: str, needs: Iterable[Need]) -> Iterator[str]:
+    def _add_runs(self, paper: str, needs: Iterable[Need], seeds: Sequence[int]) -> Iterator[str]:
         for need in needs:
-            for point in need.points(self.scale.seeds):
-                key = (paper, *sorted((name, str(value)) for name, value in point.items()))
-                if key not in self._ids:
-                    run = self._bases[paper].run(point)
-                    self._ids[key] = run.id
-                    self.runs.setdefault(run.id, run)
-                yield self._ids[key]
+            for point in need.points(seeds, self.scale.papers[paper]):
+                yield self._add(paper, point)
+
+    def _add(self, paper: str, point: Mapping[str, Any]) -> str:
+        """The id of the run of a grid point, which the plan has from then on."""
+        key = (paper, *sorted((name, str(value)) for name, value in point.items()))
+        if key not in self._ids:
+            run = self._bases[paper].run(point)
+            self._ids[key] = run.id
+            self.runs.setdefault(run.id, run)
+        return self._ids[key]
 
     def item(self, name: str) -> Item:
         """The item called e.g. `acid_figure_5`."""
@@ -242,7 +268,7 @@ class Plan:
     @cached_property
     def wanted_by(self) -> dict[str, list[Item]]:
         """For every run the items that read it, in the plan's order."""
-        readers: dict[str, list[Item]] = {}
+        readers: dict[str, list[Item]] = {name: [] for name in self.runs}
         for item in self.items.values():
             for name in item.runs:
                 readers.setdefault(name, []).append(item)

@@ -125,6 +125,13 @@ def indexes_of(setup: Setup, item: Item) -> list[str]:
     return [str(index_of(setup, setup.plan.batches[key])) for key in setup.plan.batches_of(item)]
 
 
+def indexes_of_pilot(setup: Setup) -> list[str]:
+    """Training jobs of the runs that choose learning rates."""
+    wanted = {name for cells in setup.plan.pilot.values() for runs in cells.values() for name in runs}
+    jobs = (batch for batch in setup.plan.batches.values() if not wanted.isdisjoint(batch.runs))
+    return [str(index_of(setup, batch)) for batch in jobs]
+
+
 def data_files(setup: Setup, batch: Batch) -> list[str]:
     """Descriptions of the data sets that a job reads."""
     data = {run.data_set.name for run in setup.runs(batch) if run.data_set is not None}

@@ -199,12 +199,32 @@ class Run(Settings):
 
 
 @dataclass(frozen=True)
+class PilotSettings(Settings):
+    """Which methods get a learning rate of their own, in which regimes, and from which grid."""
+
+    regimes: dict[str, Any] = setting(
+        None, "how many of the pilot's seeds each has; the first that a run belongs to counts", empty=dict
+    )
+    by: tuple[str, ...] = setting((), "settings of a regime that a run must share to belong to it")
+    methods: dict[str, Any] = setting(
+        None,
+        "settings by method, the first that fits a run counts; of several values the pilot runs the first",
+        empty=dict,
+    )
+    rates: tuple[float, ...] = setting((), "the grid that every method starts with", above=0)
+
+
+@dataclass(frozen=True)
 class PaperScale(Settings):
     """A scale's values for one paper; its own class adds more. Items refer to them as `${scale.<paper>.<key>}`."""
 
     about: str = setting("", "in place of the scale's own, in captions")
     training: dict[str, Any] = setting(None, "settings of runs that differ from the paper's", empty=dict)
     items: dict[str, Any] = setting(None, "changes to single items at this scale", empty=dict)
+    regimes: dict[str, Any] = setting(
+        None, "settings by name, which `regimes` of items and claims refer to", empty=dict
+    )
+    pilot: PilotSettings = setting(PilotSettings(), "how learning rates are chosen")
 
 
 @dataclass(frozen=True)
