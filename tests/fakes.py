@@ -14,7 +14,7 @@ from unlocked.items import output
 from unlocked.items.table import Table
 from unlocked.papers.run import Run
 from unlocked.report import claims
-from unlocked.report.page import Sources
+from unlocked.report.sources import Sources
 
 SMALL = ["seeds=[0,1]", "acid.workers=[4]", "acid.largest=4"]
 BUILT = ("acid_figure_1", "acid_table_4", "forward_gradient_width", "forward_gradient_noise", "claims_effects")

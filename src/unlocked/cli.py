@@ -19,7 +19,7 @@ from unlocked.units import human_time
 
 if TYPE_CHECKING:
     from unlocked.artifact.plan import Plan
-    from unlocked.report.page import Sources
+    from unlocked.report.sources import Sources
 
 PLAIN = (SettingError, DataError, MachineError, StorageError)  # their messages say what to do
 PAIRS: dict[str, Any] = {"nargs": "*", "default": [], "metavar": "KEY=VALUE"}
@@ -59,9 +59,19 @@ def read_plan(arguments: argparse.Namespace, only: Sequence[str] | None = None) 
 
 
 def read_sources(arguments: argparse.Namespace, only: Sequence[str] | None = None) -> Sources:
-    from unlocked.report.page import Sources
+    from unlocked.report.sources import Sources
 
     return Sources(read_plan(arguments, only), arguments.results, arguments.figures)
+
+
+def note_shipped(sources: Sources, path: Path) -> bool:
+    """Whether there is a file that was shipped, for a command that finds no record here; if so, say what is shown."""
+    if path.is_file():
+        from unlocked.console import say
+        from unlocked.report.sources import SHIPPED
+
+        say(f"no run is recorded in {sources.results}: {path}, {SHIPPED}, {len(sources.runs.runs)} runs")
+    return path.is_file()
 
 
 def write(path: Path | None, text: str) -> None:
@@ -156,14 +166,15 @@ def show_power(arguments: argparse.Namespace, plan: Plan) -> None:
 
 
 def claims(arguments: argparse.Namespace) -> None:
-    """Judge the papers' claims by the records that are there; what has none is not run."""
+    """Judge the papers' claims by the records that are there; without any, show the verdicts that were shipped."""
     from unlocked.report import claims
 
     sources = read_sources(arguments, ["claims_verdicts"])
     if arguments.power:
         show_power(arguments, sources.plan)
         return
-    judged = claims.table(sources.plan.claims, sources.frames)
+    shipped = sources.frames.runs.empty and note_shipped(sources, sources.verdicts)
+    judged = claims.read(sources.verdicts) if shipped else claims.table(sources.plan.claims, sources.frames)
     rows = json.loads(judged.to_json(orient="records"))  # pandas turns NaN into null
     print(json.dumps(rows, indent=1, ensure_ascii=False) if arguments.json else claims.as_text(judged))
 
@@ -203,10 +214,12 @@ def bench(arguments: argparse.Namespace) -> None:
 
 
 def costs(arguments: argparse.Namespace) -> None:
-    """List what every item of a finished scale took, from Snakemake's benchmark files."""
+    """List what every item of a finished scale took, from Snakemake's benchmark files, or else as shipped."""
     from unlocked.report import costs
 
-    table = costs.table(read_plan(arguments), arguments.results)
+    sources = read_sources(arguments)
+    shipped = sources.frames.runs.empty and note_shipped(sources, sources.table_of_runs)
+    table = costs.of_runs(sources) if shipped else costs.table(sources.plan, sources.results)
     print(table.to_json(orient="index", indent=1) if arguments.json else costs.as_markdown(table))
 
 

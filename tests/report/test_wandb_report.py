@@ -23,7 +23,7 @@ from unlocked.errors import DataError, SettingError
 from unlocked.items.table import Table
 from unlocked.papers import PAPERS
 from unlocked.report import wandb
-from unlocked.report.page import Sources
+from unlocked.report.sources import Sources
 
 library = pytest.importorskip("wandb_workspaces.reports.v2", reason="wandb-workspaces is not installed")
 Spec = dict[str, Any]

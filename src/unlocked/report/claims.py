@@ -177,7 +177,7 @@ def as_table(rows: pd.DataFrame) -> Table:
         because = f" Note on {reasons}." if reasons else ""
         how = f" {DECIDES[claim['decides']]}" * (len(parts) > 1)
         notes.append(f"{claim['id']}: {claim['source']}. {claim['conditions']}{how}{because}")
-    return Table(HEADER, tuple(cells), (False,) * len(HEADER), tuple(notes), "lp{8cm}rrll", rows)
+    return Table(HEADER, tuple(cells), (False,) * len(HEADER), tuple(notes), rows)
 
 
 def as_text(rows: pd.DataFrame) -> str:

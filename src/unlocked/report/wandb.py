@@ -23,7 +23,8 @@ from unlocked.items.table import Table
 from unlocked.papers import PAPERS
 from unlocked.papers.run import Runtime
 from unlocked.report import claims
-from unlocked.report.page import Sources, show
+from unlocked.report.page import show
+from unlocked.report.sources import Sources
 from unlocked.units import human_bytes, plural
 
 X_AXIS = {"over_epochs": "epoch", "over_time": "virtual_time"}  # of the panels that are curves
