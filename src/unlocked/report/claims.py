@@ -30,6 +30,7 @@ COLUMNS = (
     "id", "paper", "kind", "part", "claim", "source", "statistic", "conditions", "effect", "low", "high", "n",
     "threshold", "p", "verdict", "reason", "decides", "claim_verdict", "unit",
 )  # fmt: skip
+LATER = {"kind": "published", "p": math.nan, "decides": "all"}  # what tables of earlier versions do not have
 HEADER = ("id", "statement", "effect [95 % interval]", "n", "claimed", "verdict")
 KINDS = {"published": "", "ours": "(ours) ", "check": "(check) "}  # before the sentence
 DECIDES = {"all": "All parts must hold.", "any": "Any part will do (Holm's correction)."}

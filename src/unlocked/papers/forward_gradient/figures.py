@@ -63,8 +63,10 @@ def learning_curves(context: Context) -> Figure:
         numbers.append(own.assign(space=space))
         row[0].set_ylabel(f"guess in the {title}")
     for ax, metric in zip(axes[0], metrics, strict=True):
-        ax.set_title(metric.replace("train_", "training ").replace("_", " "))
+        unit = " (nats)" if "loss" in metric else " (%)"
+        ax.set_title(metric.replace("train_", "training ").replace("_", " ") + unit)
         ax.set(yscale="log") if "loss" in metric else ax.set(ylim=(0, 1))
+    style.percent(*axes[:, 2:].flat)
     for ax in axes[1]:
         ax.set_xlabel("epochs")
     style.shared_legend(figure, len(axes[0, 0].lines))
@@ -127,7 +129,8 @@ def width(context: Context) -> Figure:
     )  # fmt: skip
     ax.set_xscale("log", base=2)
     style.log_ticks(ax, context.frames.values("model.width"))
-    ax.set(xlabel="width (factor on the channels)", ylabel="test accuracy")
+    ax.set(xlabel="width (factor on the channels)", ylabel="test accuracy (%)")
+    style.percent(ax)
     style.shared_legend(figure, 2)
     groups = runs.groupby(["guess", "space", "width"], dropna=False, sort=False)["test_accuracy"]
     return Figure(figure, groups.agg(mean="mean", low="min", high="max", runs="count").reset_index())
