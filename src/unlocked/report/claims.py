@@ -146,6 +146,7 @@ def read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=list(COLUMNS))
     rows = pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(("effect", "low", "high"), ""))
+    rows = rows.assign(**{name: value for name, value in LATER.items() if name not in rows})
     if missing := [name for name in COLUMNS if name not in rows]:
         raise DataError(f"{path}: has no column {missing[0]}; delete it and build the claims again")
     return rows
