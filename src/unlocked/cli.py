@@ -1,4 +1,4 @@
-"""`unlocked plan | data | train | item | runs | claims | pilot | report | bench | costs | doctor | settings`.
+"""`unlocked plan | data | train | item | runs | claims | pilot | report | browse | bench | costs | doctor | settings`.
 
 The rules of the workflow call these. A command is a function in `COMMANDS` with the names of its options. What it needs
 is imported when it is called, so that `--help` costs nothing.
@@ -35,6 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # arguments of `add_argument`
     "--figures": {"type": Path, "default": Path("paper_figures"), "help": "folder of the tables and figures"},
     "--root": {"type": Path, "default": Path("data"), "help": "folder of the data sets"},
     "--out": {"type": Path, "help": "write to this file"},
+    "--change": {**PAIRS, "help": "settings other than those in the config files, e.g. optim.lr=0.1"},
     "--json": {**FLAG, "help": "print JSON"},
     "--paper": {"metavar": "KEY", "help": "of one paper only"},
     "--runs": {"nargs": "*", "metavar": "ID", "help": "runs of the plan instead of config files"},
@@ -117,7 +118,7 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.configs:
         from unlocked.artifact.config import run_from_file
 
-        runs = [run_from_file(path) for path in arguments.configs]
+        runs = [run_from_file(path, arguments.change) for path in arguments.configs]
     elif arguments.runs:
         plan = read_plan(arguments, arguments.items[:1] or None)  # one item's part of it has all runs of a job
         runs = [plan.runs[choose("run", name, plan.runs)] for name in arguments.runs]
@@ -205,6 +206,14 @@ def report(arguments: argparse.Namespace) -> None:
             print(address)
 
 
+def browse(arguments: argparse.Namespace) -> None:
+    """Gather links to all offline W&B runs of a scale in one folder, by readable name, for `wandb leet`."""
+    from unlocked.report import browse
+
+    folder = browse.gather(read_sources(arguments))
+    print(f"{len(list(folder.iterdir()))} runs in {folder}; curves in the terminal: wandb leet {folder}")
+
+
 def bench(arguments: argparse.Namespace) -> None:
     """Measure the artifact's own code as ratios to a peer: gossip, processes, forward_gradient."""
     from unlocked import bench
@@ -247,12 +256,13 @@ RECORDED = f"{PLANNED} --results --figures"
 COMMANDS: dict[Callable[[argparse.Namespace], None], str] = {
     plan: f"{PLANNED} --paper --json",
     data: "names --root --out",
-    train: f"configs {RECORDED} --runs --items --index",
+    train: f"configs {RECORDED} --change --runs --items --index",
     item: f"names {RECORDED}",
     runs: f"{RECORDED} --out --against",
     claims: f"{RECORDED} --json --power",
     pilot: RECORDED,
     report: f"{RECORDED} --out --wandb --upload --dry-run",
+    browse: RECORDED,
     bench: "name --turns --width --json",
     costs: f"{RECORDED} --json",
     doctor: "--results --root",

@@ -232,10 +232,10 @@ COUPLING = {
 def batchnorm_coupling(context: Context) -> Figure:
     figure, axes = style.new(1, 2, height=2.2, sharey=True)
     numbers = []
-    for case, (name, color) in COUPLING.items():
+    for wide, (case, (name, color)) in zip((3.5, 2.2, 1.0), COUPLING.items(), strict=True):  # equal ones are all seen
         for ax, metric in zip(axes, ("per_sample_error", "batch_level_error"), strict=True):
-            data = context.frames.by_index(f"{metric}/{case}")
-            ax.plot(data.index + 1, data["mean"], color=color, marker="o", markersize=3, label=name)
+            data, look = context.frames.by_index(f"{metric}/{case}"), {"color": color, "label": name}
+            ax.plot(data.index + 1, data["mean"], linewidth=wide, marker="o", markersize=2 + wide, **look)
             ax.set(xlabel="block", yscale="log")
             numbers.append(data.assign(block=data.index + 1, metric=metric, case=case))
     axes[0].set_ylabel("relative error of one pass")
