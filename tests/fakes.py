@@ -105,6 +105,9 @@ def fake_sources(folder: Path) -> Sources:
     return sources
 
 
+WANDB_CALLS = ("GetProjects", "ProjectViews", "upsertView", "internalId", "viewer")
+
+
 class WandbServer:
     """As much of W&B's server as reports need: who asks, which projects there are, and reports, saved and listed.
 
@@ -118,12 +121,10 @@ class WandbServer:
 
     def answer(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
         """The data of one GraphQL call."""
-        name = next(
-            one for one in ("GetProjects", "ProjectViews", "upsertView", "reateProject", "iewer") if one in query
-        )
+        name = next((one for one in WANDB_CALLS if one in query), query)
         self.asked.append(name)
         end = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
-        if name == "iewer":
+        if name == "viewer":
             own = {"id": "1", "entity": "team", "username": "u", "email": "e", "flags": "{}", "teams": {"edges": []}}
             return {"viewer": own}
         if name == "GetProjects":
@@ -137,12 +138,13 @@ class WandbServer:
             return {
                 "models": {"pageInfo": end, "edges": [{"node": {"id": p, "name": p, **more}} for p in self.projects]}
             }
-        if name == "reateProject":
-            self.projects.append(given["name"])
-            return {"upsertModel": {"project": {"id": "1", "name": given["name"]}, "model": {}, "inserted": True}}
+        if name == "internalId":
+            return {"project": {"internalId": "1"} if given["projectName"] in self.projects else None}
         if name == "ProjectViews":
             views = [{"node": one, "cursor": key} for key, one in self.saved.items()]
             return {"project": {"allViews": {"edges": views, "pageInfo": end}}}
+        if name != "upsertView":
+            return {}
         key = given["id"] or f"view{len(self.saved)}"
         kept = {key: given[key] for key in ("name", "displayName", "description", "type", "spec")}
         project = {"id": "1", "name": given["projectName"], "entityName": given["entityName"]}

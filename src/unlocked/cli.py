@@ -1,6 +1,6 @@
-"""`unlocked plan | data | train | item | runs | claims | pilot | report | browse | bench | costs | doctor | settings`.
+"""The commands `unlocked plan`, `data`, `train`, `item` and so on, see `COMMANDS`. The workflow's rules call these.
 
-The rules of the workflow call these. A command is a function in `COMMANDS` with the names of its options. What it needs
+A command is a function in `COMMANDS` with the names of its options. What it needs
 is imported when it is called, so that `--help` costs nothing.
 """
 
@@ -48,7 +48,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # arguments of `add_argument`
     "--dry-run": {**FLAG, "help": "with --wandb: show what --upload would send"},
     "--turns": {"type": int, "default": 7, "help": "timings of every contestant (default: 7)"},
     "--width": {"type": float, "default": 1.0, "help": "of forward_gradient's net (default: 1)"},
-    "--write": {**FLAG, "help": "write docs/settings.md and the schema of Snakemake's config"},
+    "--write": {**FLAG, "help": "write the files that are made so"},
 }
 
 
@@ -239,6 +239,17 @@ def doctor(arguments: argparse.Namespace) -> None:
     print(doctor.diagnose(arguments.root, arguments.results))
 
 
+def docs(arguments: argparse.Namespace) -> None:
+    """Say what README and docs tell of results that the shipped ones do not say, or renew it."""
+    from unlocked.report import docs
+
+    sources = read_sources(arguments)
+    if arguments.write:
+        print(*docs.write(sources), sep="\n")
+    elif old := docs.stale(sources):
+        raise DataError(f"stale: {', '.join(map(str, old))}; renew: unlocked docs --scale {arguments.scale} --write")
+
+
 def settings(arguments: argparse.Namespace) -> None:
     """List what can be set."""
     from unlocked.artifact import settings_docs
@@ -266,6 +277,7 @@ COMMANDS: dict[Callable[[argparse.Namespace], None], str] = {
     bench: "name --turns --width --json",
     costs: f"{RECORDED} --json",
     doctor: "--results --root",
+    docs: f"{RECORDED} --write",
     settings: "--write",
 }
 

@@ -55,7 +55,8 @@ def destination(sources: Sources) -> dict[str, str]:
 
 def grouping(item: Item, sources: Sources) -> tuple[list[str], int]:
     """The settings in which an item's runs differ, but for the seed, and how many groups of runs these make."""
-    rows = pd.DataFrame([flatten(sources.plan.runs[name].identity()) for name in item.runs]).astype(str)
+    runs = [sources.plan.runs[name] for name in item.runs if name in sources.plan.runs]
+    rows = pd.DataFrame([flatten(run.identity()) for run in runs]).astype(str)
     rows = rows.drop(columns="seed").loc[:, lambda all_: all_.nunique() > 1]
     return list(rows), max(1, len(rows.drop_duplicates()))
 
@@ -179,8 +180,6 @@ def in_place(definition: Any, to: dict[str, str]) -> Any:
     """The definition with the id of the project's report of the same title, so that saving it renews that one."""
     import wandb
 
-    api = wandb.Api()
-    if any(project.name == to["project"] for project in api.projects(to["entity"])):
-        for known in api.reports(f"{to['entity']}/{to['project']}"):
-            definition.id = known.id if known.display_name == definition.title else definition.id
+    for known in wandb.Api().reports(f"{to['entity']}/{to['project']}"):  # which the summary has made if it was new
+        definition.id = known.id if known.display_name == definition.title else definition.id
     return definition
