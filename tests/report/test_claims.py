@@ -21,6 +21,7 @@ from unlocked.artifact.build import build, context_of
 from unlocked.artifact.plan import UNITS, Claim, ClaimConfig, Part, Plan
 from unlocked.artifact.record import HISTORY
 from unlocked.errors import SettingError
+from unlocked.forward_gradient import guesses
 from unlocked.items.frames import Frames
 from unlocked.papers import PAPERS
 from unlocked.papers.run import Run
@@ -127,8 +128,14 @@ def test_a_difference_of_accuracies_is_in_points() -> None:
 
 
 def within() -> list[Ran]:
-    a, b = (f"relative_error/random/{space}/1" for space in ("activity", "weight"))
+    a, b = (f"expected_error/random/{space}" for space in ("activity", "weight"))
     series = [{(a, 0): [7.0, 1.0], (a, 1): [7, 100], (b, 0): [7, 4.0], (b, 1): [1, last]} for last in (100.0, 400.0)]
+    return [make(own, paper="forward_gradient", study="estimator_error", seed=seed) for seed, own in enumerate(series)]
+
+
+def aligned() -> list[Ran]:
+    a, b = (f"alignment/{guess}/weight" for guess in ("local", "ntk"))
+    series = [{(a, 0): [0.0, 0.5], (a, 1): [9, last], (b, 0): [9, 0.1], (b, 1): [0, 0.2]} for last in (0.6, 0.8)]
     return [make(own, paper="forward_gradient", study="estimator_error", seed=seed) for seed, own in enumerate(series)]
 
 
@@ -151,6 +158,10 @@ EFFECTS: dict[str, Case] = {
     "within a run: the geometric mean over blocks, of the last evaluation alone": (
         "ratio_within", within,
         {"runs": {}, "measure": "error_random_activity", "against": "error_random_weight"}, math.sqrt(0.5 * 0.25),
+    ),
+    "two measures of a run: the difference of the means over blocks, of the last evaluation alone": (
+        "difference", aligned,
+        {"measure": "alignment_local_weight", "against": "alignment_ntk_weight", "of": {}, "to": {}}, 0.45,
     ),
     "cosines: the mean over blocks and the second half": (
         "difference", cosines, {"measure": "cosine", "of": {"guess": "local"}, "to": {"guess": "ntk"}}, 0.45,
@@ -435,7 +446,8 @@ def quick() -> Plan:
 def drawn(quick: Plan) -> Frames:
     """Every run that the claims want, with metrics drawn at random."""
     rng = np.random.default_rng(1)
-    by_block = ["cosine", *(f"relative_error/random/{s}/1" for s in ("activity", "weight", "weight_per_sample"))]
+    by_block = ["cosine", *(f"expected_error/random/{s}" for s in ("activity", "weight", "weight_per_sample"))]
+    by_block += [f"alignment/{guess}/{s}" for guess in guesses.names() for s in ("activity", "weight")]
     ran = []
     for name in quick.item("claims_verdicts").runs:
         series: dict[tuple[str, int], list[float]] = {
@@ -466,7 +478,7 @@ def test_the_items_show_every_part(quick: Plan, drawn: Frames, tmp_path: Path) -
     assert len(table.rows) == len(quick.claims) + len(table.numbers)
     assert [note.split(":")[0] for note in table.notes] == list(quick.claims)
     assert "Fournier et al. 2023, abstract" in " ".join(table.notes)
-    assert r"\begin{longtable}" in table.latex("caption", "verdicts")
+    assert r"\begin{tabular}{lp{8cm}rrll}" in table.latex("caption")
     assert len(figure.canvas.axes) == table.numbers["unit"].nunique()
     assert sum(len(ax.get_yticklabels()) for ax in figure.canvas.axes) == len(table.numbers)
 

@@ -33,6 +33,11 @@ def geometric_mean(frames: Frames, metric: str) -> pd.Series:
     return np.exp(np.log(frames.last(metric)).mean(axis=1)).reindex(frames.runs.index)
 
 
+def mean(frames: Frames, metric: str) -> pd.Series:
+    """Mean over all indices of a metric's last values."""
+    return frames.last(metric).mean(axis=1).reindex(frames.runs.index)
+
+
 def lowest(frames: Frames, metric: str = "train_loss") -> pd.Series:
     """The smallest value that a metric takes."""
     return frames.rows(metric).groupby("run")["value"].min().reindex(frames.runs.index)

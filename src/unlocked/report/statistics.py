@@ -64,11 +64,18 @@ MEASURES: dict[str, Measure] = {
     "worker_test_accuracy": Measure(functools.partial(percent, metric="worker_test_accuracy_mean"), LOW),
     "test_loss": Measure(functools.partial(final, metric="test_loss"), HIGH),
     "cosine": Measure(functools.partial(measures.settled, metric="cosine"), LOW),
-    **{  # of the estimate from one random direction
+    **{  # of the estimate from one random direction, over all that may be drawn
         f"error_random_{space}": Measure(
-            functools.partial(measures.geometric_mean, metric=f"relative_error/random/{space}/1"), HIGH
+            functools.partial(measures.geometric_mean, metric=f"expected_error/random/{space}"), HIGH
         )
         for space in ("activity", "weight", "weight_per_sample")
+    },
+    **{  # of target and guess, all guesses at the same weights
+        f"alignment_{guess}_{space}": Measure(
+            functools.partial(measures.mean, metric=f"alignment/{guess}/{space}"), LOW
+        )
+        for guess in ("local", "ntk", "fixed_ntk", "random")
+        for space in ("activity", "weight")
     },
 }
 
@@ -203,9 +210,9 @@ def ratio_slope(evidence: Evidence, *, measure: str, of: Settings, to: Settings,
 
 
 @statistic()
-def difference(evidence: Evidence, *, measure: str, of: Settings, to: Settings) -> float:
-    """A measure of the run `of` minus that of the run `to`."""
-    return evidence.value(measure, of) - evidence.value(measure, to)
+def difference(evidence: Evidence, *, measure: str, of: Settings, to: Settings, against: str | None = None) -> float:
+    """A measure of the run `of` minus that (or the measure `against`) of the run `to`."""
+    return evidence.value(measure, of) - evidence.value(against or measure, to)
 
 
 @statistic(paired=False)

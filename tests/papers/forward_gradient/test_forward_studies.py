@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from comparison import assert_survives_stops
 from papers.forward_gradient.runs import digits, recorded, tiny
-from unlocked.papers.forward_gradient import network
+from unlocked.papers.forward_gradient import estimator_error, network
+from unlocked.papers.forward_gradient.estimator_error import EstimatorError
 
 
 @pytest.mark.parametrize("name", ["resnet18_8", "resnet18_2"])
@@ -62,6 +64,23 @@ def test_estimator_error_is_measured_at_both_ends(tmp_path: Path) -> None:
     assert found.values("dimension/weight")[0] == sum(p.numel() for p in net.blocks[0].parameters())
     assert found.values("dimension/activity")[0] == 4 * 8 * 8
     assert found.summary["metrics"]["test_accuracy"] > 0
+    for guess in ("local", "ntk", "fixed_ntk", "random"):
+        for space in ("weight", "activity", "weight_per_sample"):
+            assert found.values(f"alignment/{guess}/{space}").abs().between(0, 1).all()
+    start = found.history[found.history["step"] == 0].set_index(["metric", "index"])["value"]
+    for block in range(7):  # the auxiliary nets are as they were drawn
+        assert start["alignment/local/weight", block] == start["alignment/fixed_ntk/weight", block]
+
+
+def test_the_error_of_random_guesses_in_closed_form_is_that_of_many() -> None:
+    """Per tensor and per sample, on the study's own net and batch."""
+    training = EstimatorError(tiny(study="estimator_error"), digits())
+    study = estimator_error.Comparison(training.run, training.data, training.net, 0)
+    for space, draws in (("weight", 120), ("weight_per_sample", 6)):
+        several = [study.estimate("random", space, number).gradients for number in range(draws)]
+        errors = [estimator_error.compare("", one, study.truth)["relative_error/"] for one in several]
+        simulated = torch.tensor(errors).square().mean(0)
+        torch.testing.assert_close(simulated, study.in_closed_form(space), rtol=0.3, atol=0)
 
 
 def test_a_stopped_study_continues(tmp_path: Path) -> None:

@@ -63,10 +63,8 @@ def learning_curves(context: Context) -> Figure:
         numbers.append(own.assign(space=space))
         row[0].set_ylabel(f"guess in the {title}")
     for ax, metric in zip(axes[0], metrics, strict=True):
-        unit = " (nats)" if "loss" in metric else " (%)"
-        ax.set_title(metric.replace("train_", "training ").replace("_", " ") + unit)
+        ax.set_title(metric.replace("train_", "training ").replace("_", " "))
         ax.set(yscale="log") if "loss" in metric else ax.set(ylim=(0, 1))
-    style.percent(*axes[:, 2:].flat)
     for ax in axes[1]:
         ax.set_xlabel("epochs")
     style.shared_legend(figure, len(axes[0, 0].lines))
@@ -129,8 +127,7 @@ def width(context: Context) -> Figure:
     )  # fmt: skip
     ax.set_xscale("log", base=2)
     style.log_ticks(ax, context.frames.values("model.width"))
-    ax.set(xlabel="width (factor on the channels)", ylabel="test accuracy (%)")
-    style.percent(ax)
+    ax.set(xlabel="width (factor on the channels)", ylabel="test accuracy")
     style.shared_legend(figure, 2)
     groups = runs.groupby(["guess", "space", "width"], dropna=False, sort=False)["test_accuracy"]
     return Figure(figure, groups.agg(mean="mean", low="min", high="max", runs="count").reset_index())
@@ -145,22 +142,26 @@ GUESSES = {"random": "-", "local": "--"}
 
 
 def error_panels(frames: Frames) -> dict[str, pd.DataFrame]:
-    """Last values, means over seeds, by panel: columns guess, of (the space), space (as in the CSV file), x, value."""
+    """Last values, means over seeds, by panel: columns guess, of (the space), space (as in the CSV file), x, value, and
+    chance: what the expected error of a random guess makes of it."""
     rows = frames.parts("measure", "guess", "of", "count").sort_values("step", kind="stable")
     rows = rows.groupby(["run", "metric", "index"]).tail(1).join(frames.runs["model.width"].rename("width"), on="run")
+    places, guessed = ["run", "of", "index"], rows["guess"].isin(GUESSES)
     sizes = rows[rows["measure"] == "dimension"].set_index(["run", "guess", "index"])["value"].rename("x")
-    rows = rows[rows["guess"].isin(GUESSES)].sort_values(["of", "guess"], ascending=[True, False], kind="stable")
+    errors = rows[rows["measure"] == "expected_error"].set_index(places)["value"].rename("error")
+    rows = rows[guessed].sort_values(["of", "guess"], ascending=[True, False], kind="stable").join(errors, on=places)
     rows = rows.assign(count=rows["count"].fillna("1").astype(int), space=rows["of"], block=rows["index"])
+    rows["chance"] = (1 / np.sqrt(1 + rows["error"] ** 2 / rows["count"])).where(rows["guess"] == "random")
     main, by = rows[rows["width"] == rows["width"].max()], ["guess", "of", "space", "x"]
     cosine = main[main["measure"] == "error_cosine"].assign(x=main["count"])
     cosine["space"] += cosine["guess"].map({"random": "", "local": ", local guess"})
-    error = main[(main["measure"] == "relative_error") & (main["count"] == 1)].assign(x=main["block"] + 1)
-    error["space"] = error["metric"].str.removeprefix("relative_error/")
-    single = rows[rows["metric"].str.fullmatch("error_cosine/random/.*/1")].join(sizes, on=["run", "of", "index"])
+    shown = (main["measure"] + main["guess"]).isin(["relative_errorlocal", "expected_errorrandom"])
+    error = main[shown].assign(x=main["block"] + 1, space=main["guess"] + "/" + main["of"], chance=np.nan)
+    single = rows[rows["metric"].str.fullmatch("error_cosine/random/.*/1")].join(sizes, on=places)
     single["value"] = single["value"].abs()
     panels = {"tangents": (cosine, by), "dimension": (single, [*by[:3], "width", "block", "x"]), "block": (error, by)}
     return {
-        panel: own.groupby(keys, sort=False)["value"].mean().reset_index().assign(panel=panel)
+        panel: own.groupby(keys, sort=False)[["value", "chance"]].mean().reset_index().assign(panel=panel)
         for panel, (own, keys) in panels.items()
     }
 
@@ -175,24 +176,77 @@ def estimator_error(context: Context) -> Figure:
                 ax.axhline(own["value"].item(), linewidth=1, **look)
             else:
                 ax.plot(own["x"], own["value"], marker="o", markersize=2.3, **look)
-    counts, sizes = sorted(set(panels["tangents"]["x"])), panels["dimension"]["x"]
+            chance = own.groupby("x")["chance"].mean().dropna()
+            ax.plot(chance.index, chance, linewidth=0.8, **look | {"linestyle": ":"})
+    counts = sorted(set(panels["tangents"]["x"]))
     axes[0].set(xlabel="random guesses averaged", ylabel="cosine to the gradient", xscale="log", yscale="log")
     axes[1].set(xlabel="dimension of the guess", ylabel="|cosine|, one random guess", xscale="log", yscale="log")
     axes[2].set(xlabel="block", ylabel="relative error", yscale="log")
     style.log_ticks(axes[0], counts[:: 1 + (len(counts) > 5)])
     axes[0].yaxis.set_minor_formatter(NullFormatter())
     axes[2].xaxis.set_major_locator(MaxNLocator(integer=True))
-    ends = np.array([sizes.min(), sizes.max()])
-    axes[1].plot(ends, np.sqrt(2 / (np.pi * ends)), color="0.4", linewidth=0.8, linestyle=":")
-    corner = {"transform": axes[1].transAxes, "fontsize": 6, "ha": "right", "va": "top"}
-    axes[1].text(0.97, 0.97, r"dotted: $\sqrt{2/(\pi d)}$", **corner)
     style.panel(axes, [f"random guesses, width {largest:g}", "dimension", f"by block, width {largest:g}"])
     for name, color in ERROR_SPACES.values():
         axes[0].plot([], color=color, label=name)
     for guess, dash in GUESSES.items():
         axes[0].plot([], color="0.3", linestyle=dash, label=f"{guess} guess")
-    style.shared_legend(figure, 5)
+    axes[0].plot([], color="0.3", linestyle=":", label="expected of random guesses")
+    style.shared_legend(figure, 3)
     return Figure(figure, pd.concat(panels.values()).drop(columns=["guess", "of"]))
+
+
+def alignment_same_weights(context: Context) -> Figure:
+    rows = context.frames.completed.parts("measure", "guess", "of", "count")
+    rows = rows[rows["measure"] == "alignment"].assign(block=rows["index"] + 1)
+    groups = rows.assign(when=np.where(rows["step"] > 0, "end", "start")).groupby(["of", "guess", "when", "block"])
+    data = groups["value"].agg(mean="mean", low="min", high="max", runs="count").reset_index()
+    figure, axes = style.new(1, 2, height=2.2, sharex=True, sharey=True)
+    for ax, of in zip(axes, SPACES, strict=True):
+        for (guess, when), own in data[data["of"] == of].groupby(["guess", "when"]):
+            look = {"color": guess_of(guess).colour, "linestyle": {"start": ":", "end": "-"}[when]}
+            label = f"{guess_of(guess).label} guess" if when == "end" else None
+            ax.plot(own["block"], own["mean"], marker="o", markersize=2.3, label=label, **look)
+            ax.fill_between(own["block"], own["low"], own["high"], color=look["color"], alpha=0.15, linewidth=0)
+        ax.axhline(0, color="0.6", linewidth=0.6)
+        ax.set(xlabel="block", ylabel="cosine of target and guess")
+    axes[0].plot([], color="0.3", linestyle=":", label="before the training")
+    style.panel(axes, [*SPACES.values()])
+    style.shared_legend(figure, 5)
+    return Figure(figure, data)
+
+
+RATE_PANELS = {"none": "no guess", "activity": "guess in the activities", "weight": "guess in the weights"}
+
+
+def rate_look(target: str, guess: str, space: str, averaged: bool) -> dict[str, Any]:
+    """How a method's curve against its learning rate looks: colour by guess, dashes by target and coefficient."""
+    look = look_of(target, guess)
+    if space == "weight" and not averaged:
+        return look | {"linestyle": ":", "label": f"{look['label']}, per sample"}
+    if target == "local" and guess != "local":
+        return look | {"linestyle": "--", "label": f"{look['label']}, local target"}
+    return look
+
+
+def learning_rate(context: Context) -> Figure:
+    frames = by_method(context.frames)
+    known = {name: frames.column(name).astype(object).fillna("none") for name in ("space", "averaged")}
+    by = ["target", "guess", "space", "averaged", "optim.lr"]
+    numbers = frames.assign(**known).summary(["method", *by], "test_accuracy", "train_accuracy")
+    figure, axes = style.new(2, len(RATE_PANELS), height=3.6, sharex=True, sharey="row")
+    for row, metric in zip(axes, ("test_accuracy", "train_accuracy"), strict=True):
+        for ax, (space, title) in zip(row, RATE_PANELS.items(), strict=True):
+            for method, own in numbers[numbers["space"] == space].groupby(by[:-1], sort=False):
+                values = 100 * own.sort_values("optim.lr").set_index("optim.lr")[[metric, f"{metric}_deviation"]]
+                look = {"marker": "o", "markersize": 2.5, "elinewidth": 0.6, **rate_look(*method)}
+                ax.errorbar(values.index, values[metric], values[f"{metric}_deviation"], **look)
+            ax.set(xscale="log", title=title if metric == "test_accuracy" else None)
+            style.log_ticks(ax, context.frames.values("optim.lr"))
+        row[0].set_ylabel(metric.replace("train_", "training ").replace("_", " ") + ", %")
+    for ax in axes[1]:
+        ax.set_xlabel("learning rate")
+    style.shared_legend(figure, 4)
+    return Figure(figure, numbers)
 
 
 COSTS = {
@@ -232,10 +286,10 @@ COUPLING = {
 def batchnorm_coupling(context: Context) -> Figure:
     figure, axes = style.new(1, 2, height=2.2, sharey=True)
     numbers = []
-    for wide, (case, (name, color)) in zip((3.5, 2.2, 1.0), COUPLING.items(), strict=True):  # equal ones are all seen
+    for case, (name, color) in COUPLING.items():
         for ax, metric in zip(axes, ("per_sample_error", "batch_level_error"), strict=True):
-            data, look = context.frames.by_index(f"{metric}/{case}"), {"color": color, "label": name}
-            ax.plot(data.index + 1, data["mean"], linewidth=wide, marker="o", markersize=2 + wide, **look)
+            data = context.frames.by_index(f"{metric}/{case}")
+            ax.plot(data.index + 1, data["mean"], color=color, marker="o", markersize=3, label=name)
             ax.set(xlabel="block", yscale="log")
             numbers.append(data.assign(block=data.index + 1, metric=metric, case=case))
     axes[0].set_ylabel("relative error of one pass")

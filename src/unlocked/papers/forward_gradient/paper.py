@@ -57,6 +57,9 @@ class ForwardScale(PaperScale):
     auxiliary: str = setting("cnn", "auxiliary nets of items that have one kind")
     auxiliaries: tuple[str, ...] = setting(("cnn", "mlp", "linear"), "of the tables of accuracy", nonempty=True)
     widths: tuple[float, ...] = setting((0.25, 0.5, 1.0), "in the items on width and error", above=0, nonempty=True)
+    learning_rates: tuple[float, ...] = setting(
+        (0.005, 0.01, 0.02, 0.05, 0.1, 0.2), "in the item on them", above=0, nonempty=True
+    )
     cost_width: float = setting(1.0, "of the net whose forward mode is timed", above=0)
     tangents: int = setting(64, "most random guesses that are averaged in the item on the estimator's error", least=1)
     large: Large = setting(Large(), "what stands in ImageNet32's place")

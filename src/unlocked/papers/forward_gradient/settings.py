@@ -322,9 +322,9 @@ def guesses_from(source: str) -> list[str]:
 
 @dataclass(frozen=True)
 class EstimatorError(Trained):
-    """How far estimates are from the gradient, before and after a short training with the local guess."""
+    """How far estimates of all guesses are from the gradient, before and after a training with the local guess."""
 
-    trainer: ClassVar[str] = "unlocked.papers.forward_gradient.studies.EstimatorError"
+    trainer: ClassVar[str] = "unlocked.papers.forward_gradient.estimator_error.EstimatorError"
     study: str = setting("estimator_error", "error of every guess's estimate", names=("estimator_error",))
     target: str = setting("global", "the net's loss", names=("global",))
     guess: str = setting("local", "of the training", names=("local",))

@@ -1,4 +1,4 @@
-"""Measurements that are no training for a figure of accuracy, each a run with a record like any other.
+"""Measurements on fresh nets, which are no training for a figure of accuracy, each a run with a record like any other.
 
 Metrics carry what they compare in their name, as `metric/case`; their values are one per block.
 """
@@ -24,71 +24,12 @@ from unlocked.forward_gradient.projection import scale
 from unlocked.papers.base import Measurement
 from unlocked.papers.forward_gradient import network, settings
 from unlocked.papers.forward_gradient.network import Net
-from unlocked.papers.forward_gradient.training import ForwardTraining
 from unlocked.vision import auxiliary, networks
 from unlocked.vision.data.splits import Dataset
 
 Metrics = dict[str, Any]
 Case = Callable[[], Metrics]
-SPACES = {"weight": ("weight", True), "weight_per_sample": ("weight", False), "activity": ("activity", False)}
 REPEATS = 3  # timings, of which the fastest counts
-
-
-class EstimatorError(ForwardTraining):
-    """A training with the local guess that measures, at its start and end, the error of every guess's estimate.
-
-    At its start the auxiliary nets are as drawn; at its end they are trained.
-    """
-
-    run: settings.EstimatorError
-
-    def measure(self, spans: int) -> Measurement:
-        found = super().measure(spans)
-        if spans in (0, self.spans):
-            found.metrics.update(estimator_error(self.run, self.data, self.net, found.step))
-        return found
-
-
-def estimator_error(run: settings.EstimatorError, data: Dataset, net: Net, step: int) -> Metrics:
-    """Cosine and relative error of estimates to the true gradient, per block, on one batch.
-
-    Cases: `local/<space>`, `ntk/<space>`, and `random/<space>/<tangents>` with the means of 1, 2, 4 ... random guesses.
-    `dimension/<space>`: numbers that a guess has, per block: in all weights, or in one sample's output.
-    """
-    images, labels = first_batch(run, data)
-
-    def measured(heads: Any, method: Method, **options: Any) -> dict[str, Tensor]:
-        return estimate(net.blocks, heads, images, labels, method, **options).gradients
-
-    truth = measured(net.auxiliaries, Method("global", "global"))
-    redrawn = network.auxiliaries(run, data, run.auxiliary, seeding.integer(run.seed, "ntk of the error study", step))
-    weights = [sum(p.numel() for p in block.parameters()) for block in net.blocks[:-1]]
-    outputs = [features[0].numel() for features in chain(net, images)[1:]]
-    metrics = {f"dimension/{name}": outputs if name == "activity" else weights for name in SPACES}
-    for name, (space, averaged) in SPACES.items():
-        for guess, heads in (("local", net.auxiliaries), ("ntk", redrawn)):
-            found = measured(heads, Method("global", guess, space, averaged=averaged))
-            metrics |= compare(f"{guess}/{name}", found, truth, len(outputs))
-        total: dict[str, Tensor] = {}
-        for number in range(1, (run.tangents if name != "weight_per_sample" else min(run.tangents, 4)) + 1):
-            method = Method("global", "random", space, averaged=averaged)
-            found = measured(net.auxiliaries, method, generator=network.noise(run, "error study", step, number))
-            total = {key: total[key] + value if total else value for key, value in found.items()}
-            if number & (number - 1) == 0:
-                mean = {key: value / number for key, value in total.items()}
-                metrics |= compare(f"random/{name}/{number}", mean, truth, len(outputs))
-    return metrics
-
-
-def compare(case: str, found: dict[str, Tensor], truth: dict[str, Tensor], blocks: int) -> Metrics:
-    """Cosine and relative error of the first `blocks` blocks' gradients, all tensors of a block joined."""
-    cosine, error = [], []
-    for block in range(blocks):
-        names = [name for name in truth if name.startswith(f"blocks.{block}.")]
-        estimated, true = (torch.cat([side[name].flatten() for name in names]) for side in (found, truth))
-        cosine.append(float(torch.cosine_similarity(estimated, true, dim=0)))
-        error.append(float((estimated - true).norm() / true.norm()))
-    return {f"error_cosine/{case}": cosine, f"relative_error/{case}": error}
 
 
 def first_batch(run: settings.ForwardRun, data: Dataset) -> tuple[Tensor, Tensor]:
