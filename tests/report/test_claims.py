@@ -153,6 +153,15 @@ def stragglers() -> list[Ran]:
     return [one for own, wait in cases for one in losses([1.0] * (2 + wait) + [0.0], clock__law="gamma", **own)]
 
 
+def ranked() -> list[Ran]:
+    """Of 4, 8, 16 and 32 workers; the second metric has the first two the wrong way round."""
+    values = {4: (1, 2, 0.1), 8: (2, 1, 0.2), 16: (3, 3, 0.3), 32: (4, 4, 0.4)}
+    keys = ("test_accuracy", "worker_test_accuracy_mean", "test_loss")
+    return [
+        make(final=dict(zip(keys, own, strict=True)), workers=n, seed=s) for s in (0, 1) for n, own in values.items()
+    ]
+
+
 Case = tuple[str, Callable[[], list[Ran]], dict[str, Any], float]
 EFFECTS: dict[str, Case] = {
     "within a run: the geometric mean over blocks, of the last evaluation alone": (
@@ -169,6 +178,11 @@ EFFECTS: dict[str, Case] = {
     "a slope is an exponent, here -1/2 and -1/4": (
         "ratio_slope", lambda: [one for n in (4, 16, 64) for one in pairs((1, n**-0.5), (1, n**-0.25), workers=n)],
         OF_ACID | {"along": "workers"}, -0.375,
+    ),
+    "rank correlation: all pairs in order, minus five of six and one not": (
+        "rank_correlation", ranked,
+        {"measure": "test_accuracy", "minus": "worker_test_accuracy", "to": "test_loss",
+         "runs": [{"workers": n} for n in (4, 8, 16, 32)]}, 1 - 4 / 6,
     ),
     "times to 2 % above the higher of the two lowest losses, interpolated": (
         "ratio",
@@ -453,9 +467,12 @@ def drawn(quick: Plan) -> Frames:
         series: dict[tuple[str, int], list[float]] = {
             ("train_loss", -1): [2.0, 1.0, 0.5, 0.4 + rng.uniform(0, 0.1)],
             ("consensus_distance", -1): [0.0, *rng.uniform(1, 2, 3)],
+            ("loss_difference", -1): [0.0, *rng.uniform(1, 2, 3)],
             **{(metric, block): list(rng.uniform(0.1, 1, 4)) for metric in by_block for block in range(3)},
         }
-        final = {"test_accuracy": rng.uniform(0.5, 1), "worker_test_accuracy_mean": rng.uniform(0.5, 1)}
+        final = dict(
+            zip(("test_accuracy", "worker_test_accuracy_mean", "test_loss"), rng.uniform(0.5, 1, 3), strict=True)
+        )
         ran.append(Ran(quick.runs[name], series, final))
     return frames(*ran)
 
@@ -504,11 +521,11 @@ def test_the_command_prints_table_and_json(capsys: pytest.CaptureFixture[str], t
     arguments = ["claims", "--results", str(tmp_path)]
     assert cli.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sum(not line.startswith(" ") for line in lines) == 10
+    assert sum(not line.startswith(" ") for line in lines) == 16
     assert "A6  supported: " in "\n".join(lines)
     assert cli.main([*arguments, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert len(rows) == len(lines) - 10
+    assert len(rows) == len(lines) - 16
     assert all(tuple(row) == claims.COLUMNS for row in rows)
     assert {row["effect"] for row in rows if row["verdict"] == NOT_RUN} == {None}
 

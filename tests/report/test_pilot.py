@@ -27,14 +27,20 @@ METHODS = {
     "plain": {"method": ["allreduce", None]},
 }
 OWN = PaperScale(
-    regimes=REGIMES, pilot=PilotSettings({"conv": 1, "mlp": 2}, ("model.name",), methods=METHODS, rates=(0.1, 0.01))
+    regimes=REGIMES,
+    pilot=PilotSettings(
+        {"conv": {"methods": ["fast", "slow"]}, "mlp": {"seeds": 2}},
+        ("model.name",),
+        methods=METHODS,
+        rates=(0.1, 0.01),
+    ),
 )
 
 
 def test_a_run_belongs_to_the_first_cell_that_fits() -> None:
     """By the regime's settings that `by` names and all of the method's, of which any of several values will do."""
     cells = pilot.cells(OWN, {})
-    assert [cell.name for cell in cells] == [f"{regime}/{method}" for regime in REGIMES for method in METHODS]
+    assert [cell.name for cell in cells] == ["conv/fast", "conv/slow", "mlp/fast", "mlp/slow", "mlp/plain"]
     first = {
         "conv/fast": {"model.name": "conv", "method": "baseline", "rate": 4.0, "optim.epochs": 9.0},
         "conv/slow": {"model.name": "conv", "method": "baseline", "rate": 1.0},
@@ -53,7 +59,7 @@ def test_what_was_tried_beyond_the_grid_belongs_to_it() -> None:
     cell = pilot.cells(OWN, {"conv/fast": {"lr": 0.1, "settled": False, "grid": {0.1: 70.0, 1.0: None}}})[0]
     assert cell.rates == (0.01, 0.1, 1.0)
     with pytest.raises(SettingError, match="regime = 'deep'"):
-        pilot.cells(PaperScale(pilot=PilotSettings({"deep": 1}, methods=METHODS)), {})
+        pilot.cells(PaperScale(pilot=PilotSettings({"deep": {}}, methods=METHODS)), {})
 
 
 def test_a_grid_is_planned_in_every_regime() -> None:
@@ -120,7 +126,7 @@ def scale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     own = values["acid"]
     own["regimes"] = {"small": {"model.name": "mlp", "model.width": 0.5, "workers": 4, "optim.epochs": 1}}
     methods = {"acid": {"method": "acid"}, "gossip": {"method": "baseline"}}
-    own["pilot"] = {"regimes": {"small": 2}, "by": ["model.name"], "methods": methods, "rates": [0.001, 0.1]}
+    own["pilot"] = {"regimes": {"small": {"seeds": 2}}, "by": ["model.name"], "methods": methods, "rates": [0.001, 0.1]}
     save(values)
     return values
 

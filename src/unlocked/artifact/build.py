@@ -28,8 +28,15 @@ def context_of(item: Item, plan: Plan, results: Path) -> Context:
     return Context(
         name=item.name, title=title_of(item), caption=caption_of(item, plan), scale=plan.scale.name,
         frames=record.frames(records), seeds=plan.scale.seeds, settings=plan.scale.papers.get(item.paper),
-        claims=plan.claims, planned=len(item.runs),
+        claims=plan.claims, planned=len(item.runs), rates=why_rates(item.paper, plan),
     )  # fmt: skip
+
+
+def why_rates(paper: str, plan: Plan) -> str:
+    """Where the learning rates of a paper's runs come from."""
+    chosen = any(cell.choice for cell in plan.scale.cells.get(paper, ()))
+    seeds = ", ".join(map(str, plan.scale.head.pilot_seeds))
+    return f"chosen for each method by accuracy, seeds {seeds}" if chosen else "the scale's own, not tuned by method"
 
 
 def build(item: Item, plan: Plan, results: Path, figures: Path) -> list[Path]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from unlocked.errors import SettingError, choose
-from unlocked.papers.run import PaperScale, Run
+from unlocked.papers.run import PaperScale, PilotRegime, Run
 from unlocked.settings import Settings, build, flatten, inside, setting
 
 RULE = (
@@ -55,17 +55,25 @@ class Cell:
 
 def cells(own: PaperScale, chosen: Mapping[str, Any]) -> list[Cell]:
     """The cells of a paper's pilot, in the order in which they are tried; `chosen`: the paper's part of the file."""
-    made = []
-    for regime, method in itertools.product(own.pilot.regimes, own.pilot.methods):
-        name, settings = f"{regime}/{method}", regime_of(own, regime)
-        allowed = {key: as_tuple(value) for key, value in flatten(own.pilot.methods[method]).items()}
-        fits = {key: (settings[key],) for key in own.pilot.by if key in settings} | allowed
-        point = {**settings, **{key: values[0] for key, values in allowed.items()}}
-        with inside(name):
-            choice = build(Choice, chosen[name]) if name in chosen else None
-        rates = {*own.pilot.rates, *map(float, choice.grid if choice else ())}
-        made.append(Cell(name, point, fits, tuple(sorted(rates)), choice, own.pilot.regimes[regime]))
-    return made
+    regimes = {name: build(PilotRegime, values) for name, values in own.pilot.regimes.items()}
+    return [
+        cell_of(own, name, method, regime.seeds, chosen)
+        for name, regime in regimes.items()
+        for method in regime.methods or own.pilot.methods
+    ]
+
+
+def cell_of(own: PaperScale, regime: str, method: str, seeds: int, chosen: Mapping[str, Any]) -> Cell:
+    """A method in a regime, with what the file says of it."""
+    name, settings = f"{regime}/{method}", regime_of(own, regime)
+    values = flatten(own.pilot.methods[choose("pilot.methods", method, own.pilot.methods)])
+    allowed = {key: as_tuple(value) for key, value in values.items()}
+    fits = {key: (settings[key],) for key in own.pilot.by if key in settings} | allowed
+    point = {**settings, **{key: values[0] for key, values in allowed.items()}}
+    with inside(name):
+        choice = build(Choice, chosen[name]) if name in chosen else None
+    rates = {*own.pilot.rates, *map(float, choice.grid if choice else ())}
+    return Cell(name, point, fits, tuple(sorted(rates)), choice, seeds)
 
 
 def regime_of(own: PaperScale, name: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from unlocked.papers.run import PaperScale, Run
 from unlocked.settings import Settings, build, dotted, inside, setting
 
 CLAIMS = "claims"  # the third group of items, beside those of the papers
-UNITS = ("ratio", "percentage points", "exponent", "share", "cosine")
+UNITS = ("ratio", "percentage points", "exponent", "cosine", "rank correlation")
 PANELS = ("over_epochs", "over_time", "final")
 SUFFIXES = {"figure": ("pdf", "png", "svg", "csv", "json"), "table": ("md", "tex", "csv", "json")}
 
@@ -63,6 +63,7 @@ class ItemConfig(Settings):
     note: str = setting("", "what a scale changes about it, e.g. which part of the grid it leaves out")
     panels: dict[str, Any] = setting(None, "of the W&B report: metrics by kind of panel", empty=dict)
     needs: tuple[Need, ...] = setting((), "runs, crossed with the scale's seeds")
+    seeds: int | None = setting(None, "only the first so many of the scale's", least=1)
     pilot: bool = setting(
         False, "it is about the runs of the pilot, at a scale that has one, in place of what it needs"
     )
@@ -228,7 +229,7 @@ class Plan:
                 item = build(ItemConfig, entry)
                 tuning = self._pilot_runs(group) if item.pilot else {}
                 needs = item.needs if not any(tuning.values()) else ()
-                own = self._add_runs(group, needs, self.scale.seeds)
+                own = self._add_runs(group, needs, self.scale.seeds[: item.seeds])
                 runs = tuple(dict.fromkeys([*shared, *itertools.chain(*tuning.values()), *own]))
             self.items[f"{group}_{key}"] = Item(group, str(key), item, runs)
 

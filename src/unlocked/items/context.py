@@ -26,6 +26,17 @@ class Context:
     settings: Any = None  # the scale's values for the item's paper
     claims: Mapping[str, Any] = field(default_factory=dict)  # of the plan, for the items that judge them
     planned: int = 0  # runs that the item should have
+    rates: str = "the scale's own"  # why runs have the learning rates that they have
+
+    def learning_rates(self, frames: Frames, *by: str) -> str:
+        """A table's note: which learning rates its rows used, and why; by: columns of the runs that name a row."""
+        each = frames.runs.groupby(list(by), sort=False, dropna=False)["optim.lr"].unique()
+        texts = {key: ", ".join(f"{rate:g}" for rate in sorted(rates)) for key, rates in each.items()}
+        if len({*texts.values()}) == 1:
+            return f"Learning rate ({self.rates}): {next(iter(texts.values()))}."
+        names = (", ".join(map(str, key)) if isinstance(key, tuple) else str(key) for key in texts)
+        listed = "; ".join(f"{name}: {text}" for name, text in zip(names, texts.values(), strict=True))
+        return f"Learning rates ({self.rates}): {listed}."
 
     @property
     def footer(self) -> str:

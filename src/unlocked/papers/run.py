@@ -199,12 +199,18 @@ class Run(Settings):
 
 
 @dataclass(frozen=True)
+class PilotRegime(Settings):
+    """What of the pilot is run in one regime."""
+
+    seeds: int = setting(1, "how many of the pilot's", least=1)
+    methods: tuple[str, ...] = setting((), "those that get a rate of their own in it; none: all")
+
+
+@dataclass(frozen=True)
 class PilotSettings(Settings):
     """Which methods get a learning rate of their own, in which regimes, and from which grid."""
 
-    regimes: dict[str, Any] = setting(
-        None, "how many of the pilot's seeds each has; the first that a run belongs to counts", empty=dict
-    )
+    regimes: dict[str, Any] = setting(None, "seeds and methods by regime; the first that fits a run counts", empty=dict)
     by: tuple[str, ...] = setting((), "settings of a regime that a run must share to belong to it")
     methods: dict[str, Any] = setting(
         None,

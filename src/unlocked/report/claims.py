@@ -132,10 +132,12 @@ def conditions(claim: Claim) -> str:
     stated, values = " ".join(claim.config.conditions.split()), []
     runs = [flatten(run.identity()) for run in claim.runs.values()]
     for key in claim.config.settings:
-        present: set[Any] = {run.get(key) for run in runs} - {None}
+        present: set[Any] = {run[key] for run in runs if key in run}
         if not present:
             raise SettingError(f"configs/claims.yaml: {claim.id}.settings", key, "is not a setting of the claim's runs")
-        texts = [f"{value:g}" if isinstance(value, float) else str(value) for value in sorted(present)]
+        texts = ["none"] * (None in present) + [
+            f"{value:g}" if isinstance(value, float) else str(value) for value in sorted(present - {None})
+        ]
         values.append(f"{key} {', '.join(texts)}")
     return f"{stated} Settings: {'; '.join(values)}." if values else stated
 

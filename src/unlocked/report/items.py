@@ -21,8 +21,8 @@ AXIS = {
     "ratio": "ratio",
     "percentage points": "difference in percentage points",
     "exponent": "exponent (slope on logarithmic axes)",
-    "share": "share",
     "cosine": "difference of cosines",
+    "rank correlation": "rank correlation",
 }  # labels by unit, in the panels' order
 DASHED: dict[str, Any] = {"color": "0.35", "linestyle": (0, (2, 1.2)), "linewidth": 0.9}
 SYMBOLS = {"√(χ₁χ₂)": r"$\sqrt{\chi_1\chi_2}$", "χ₁": r"$\chi_1$", "χ₂": r"$\chi_2$"}  # the font lacks the indices

@@ -62,6 +62,7 @@ MEASURES: dict[str, Measure] = {
     "consensus_distance": Measure(measures.consensus, HIGH),
     "test_accuracy": Measure(functools.partial(percent, metric="test_accuracy"), LOW),
     "worker_test_accuracy": Measure(functools.partial(percent, metric="worker_test_accuracy_mean"), LOW),
+    "loss_difference": Measure(functools.partial(measures.settled, metric="loss_difference"), HIGH),
     "test_loss": Measure(functools.partial(final, metric="test_loss"), HIGH),
     "cosine": Measure(functools.partial(measures.settled, metric="cosine"), LOW),
     **{  # of the estimate from one random direction, over all that may be drawn
@@ -213,6 +214,19 @@ def ratio_slope(evidence: Evidence, *, measure: str, of: Settings, to: Settings,
 def difference(evidence: Evidence, *, measure: str, of: Settings, to: Settings, against: str | None = None) -> float:
     """A measure of the run `of` minus that (or the measure `against`) of the run `to`."""
     return evidence.value(measure, of) - evidence.value(against or measure, to)
+
+
+@statistic()
+def rank_correlation(
+    evidence: Evidence, *, measure: str, to: str, runs: Sequence[Settings], minus: str | None = None
+) -> float:
+    """Kendall's tau of two measures over several runs, minus that of a third with the same."""
+
+    def tau(name: str) -> float:
+        values = [(evidence.value(name, run), evidence.value(to, run)) for run in runs]
+        return float(scipy.stats.kendalltau(*zip(*values, strict=True)).statistic)
+
+    return tau(measure) - (tau(minus) if minus else 0.0)
 
 
 @statistic(paired=False)

@@ -20,6 +20,7 @@ from unlocked.items.frames import Frames
 from unlocked.items.measures import consensus, exponent
 from unlocked.items.table import Format, Row, Table, mean_deviation, number, tabulate
 from unlocked.papers.acid.methods import GRAPH_ROWS, NAMES, RATE_ROWS, constants
+from unlocked.vision.networks import NETWORKS
 
 OVER_SEEDS = "Mean ± standard deviation over seeds"
 Cases = Mapping[str, Mapping[str, Any]]
@@ -120,21 +121,36 @@ def table_3(context: Context) -> Table:
     return tabulate(pd.concat([shown, measured]), "{row}", {"n = {workers}": cell}, corner=corner, numbers=numbers)
 
 
-def accuracies(frames: Frames, rows: Cases, setting: str) -> Table:
+def accuracies(context: Context, rows: Cases, setting: str) -> Table:
     """Test accuracy of the averaged model: a row per case, a column per number of workers."""
-    shown = frames.labelled(rows).summary(["row", "method", setting, "workers"], mean="test_accuracy")
-    notes = (f"{OVER_SEEDS}; model: average of all workers.",)
+    frames = context.frames.labelled(rows)
+    shown = frames.summary(["row", "method", setting, "workers"], mean="test_accuracy")
+    notes = (f"{OVER_SEEDS}; model: average of all workers.", context.learning_rates(frames, "row"))
     numbers = shown.drop(columns="row").rename(columns={"mean_deviation": "deviation"})
     cells = {"n = {workers}": mean_deviation("mean")}
     return tabulate(shown, "{row}", cells, corner="test accuracy (%)", notes=notes, numbers=numbers)
 
 
 def table_4(context: Context) -> Table:
-    return accuracies(context.frames, GRAPH_ROWS, "graph")
+    return accuracies(context, GRAPH_ROWS, "graph")
 
 
 def table_5(context: Context) -> Table:
-    return accuracies(context.frames, RATE_ROWS, "rate")
+    return accuracies(context, RATE_ROWS, "rate")
+
+
+def networks_on_the_ring(context: Context) -> Table:
+    rows = {label: case for label, case in RATE_ROWS.items() if case["method"] != "acid" or case["rate"] == 1}
+    frames = context.frames.labelled(rows)
+    clipped = frames.column("optim.clip").notna().map({True: ", clipped", False: ""})
+    frames = frames.assign(network=frames.column("model.name").map(lambda name: NETWORKS[name].title) + clipped)
+    shown = frames.summary(["row", "network"], "test_accuracy", "test_loss")
+    cells = {
+        "{network} (%)": mean_deviation("test_accuracy"),
+        "{network}: loss": mean_deviation("test_loss", ".3f", 1.0),
+    }
+    notes = (f"{OVER_SEEDS}; model: average of all workers.", context.learning_rates(frames, "row", "network"))
+    return tabulate(shown, "{row}", cells, corner="test set", notes=notes)
 
 
 def table_6(context: Context) -> Table:
