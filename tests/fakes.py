@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure as Canvas
@@ -14,7 +20,7 @@ from unlocked.items import output
 from unlocked.items.table import Table
 from unlocked.papers.run import Run
 from unlocked.report import claims
-from unlocked.report.page import Sources
+from unlocked.report.sources import Sources
 
 SMALL = ["seeds=[0,1]", "acid.workers=[4]", "acid.largest=4"]
 BUILT = ("acid_figure_1", "acid_table_4", "forward_gradient_width", "forward_gradient_noise", "claims_effects")
@@ -97,3 +103,77 @@ def fake_sources(folder: Path) -> Sources:
         fake_files(sources, name)
     fake_verdicts(sources)
     return sources
+
+
+WANDB_CALLS = ("GetProjects", "ProjectViews", "upsertView", "internalId", "viewer")
+
+
+class WandbServer:
+    """As much of W&B's server as reports need: who asks, which projects there are, and reports, saved and listed.
+
+    Answers are those that W&B's own client checks; `saved` holds the reports by id, `asked` the names of all calls.
+    """
+
+    def __init__(self) -> None:
+        self.projects: list[str] = []
+        self.saved: dict[str, dict[str, Any]] = {}
+        self.asked: list[str] = []
+
+    def answer(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
+        """The data of one GraphQL call."""
+        name = next((one for one in WANDB_CALLS if one in query), query)
+        self.asked.append(name)
+        end = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
+        if name == "viewer":
+            own = {"id": "1", "entity": "team", "username": "u", "email": "e", "flags": "{}", "teams": {"edges": []}}
+            return {"viewer": own}
+        if name == "GetProjects":
+            more = {
+                "__typename": "Project",
+                "entityName": "team",
+                "createdAt": "2026",
+                "isBenchmark": False,
+                "user": None,
+            }
+            return {
+                "models": {"pageInfo": end, "edges": [{"node": {"id": p, "name": p, **more}} for p in self.projects]}
+            }
+        if name == "internalId":
+            return {"project": {"internalId": "1"} if given["projectName"] in self.projects else None}
+        if name == "ProjectViews":
+            views = [{"node": one, "cursor": key} for key, one in self.saved.items()]
+            return {"project": {"allViews": {"edges": views, "pageInfo": end}}}
+        if name != "upsertView":
+            return {}
+        key = given["id"] or f"view{len(self.saved)}"
+        kept = {key: given[key] for key in ("name", "displayName", "description", "type", "spec")}
+        project = {"id": "1", "name": given["projectName"], "entityName": given["entityName"]}
+        made = {"id": key, **kept, "project": project, "user": None, "createdAt": None, "updatedAt": None}
+        self.saved[key] = made
+        return {"upsertView": {"view": made, "inserted": given["id"] is None}}
+
+
+@contextmanager
+def wandb_server() -> Iterator[tuple[str, WandbServer]]:
+    """Address and content of such a server, in this process."""
+    fake = WandbServer()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            text = self.rfile.read(int(self.headers["content-length"]))
+            asked = json.loads(text) if self.path == "/graphql" else {}
+            data = fake.answer(asked["query"], asked.get("variables") or {}) if asked else {}
+            reply = json.dumps({"data": data}).encode()
+            self.send_response(200)
+            for key, value in (("content-type", "application/json"), ("content-length", str(len(reply)))):
+                self.send_header(key, value)
+            self.end_headers()
+            self.wfile.write(reply)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", fake
+    server.shutdown()

@@ -1,6 +1,6 @@
-"""`unlocked plan | data | train | item | runs | claims | pilot | report | bench | costs | doctor | settings`.
+"""The commands `unlocked plan`, `data`, `train`, `item` and so on, see `COMMANDS`. The workflow's rules call these.
 
-The rules of the workflow call these. A command is a function in `COMMANDS` with the names of its options. What it needs
+A command is a function in `COMMANDS` with the names of its options. What it needs
 is imported when it is called, so that `--help` costs nothing.
 """
 
@@ -19,7 +19,7 @@ from unlocked.units import human_time
 
 if TYPE_CHECKING:
     from unlocked.artifact.plan import Plan
-    from unlocked.report.page import Sources
+    from unlocked.report.sources import Sources
 
 PLAIN = (SettingError, DataError, MachineError, StorageError)  # their messages say what to do
 PAIRS: dict[str, Any] = {"nargs": "*", "default": [], "metavar": "KEY=VALUE"}
@@ -35,6 +35,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # arguments of `add_argument`
     "--figures": {"type": Path, "default": Path("paper_figures"), "help": "folder of the tables and figures"},
     "--root": {"type": Path, "default": Path("data"), "help": "folder of the data sets"},
     "--out": {"type": Path, "help": "write to this file"},
+    "--change": {**PAIRS, "help": "settings other than those in the config files, e.g. optim.lr=0.1"},
     "--json": {**FLAG, "help": "print JSON"},
     "--paper": {"metavar": "KEY", "help": "of one paper only"},
     "--runs": {"nargs": "*", "metavar": "ID", "help": "runs of the plan instead of config files"},
@@ -47,7 +48,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # arguments of `add_argument`
     "--dry-run": {**FLAG, "help": "with --wandb: show what --upload would send"},
     "--turns": {"type": int, "default": 7, "help": "timings of every contestant (default: 7)"},
     "--width": {"type": float, "default": 1.0, "help": "of forward_gradient's net (default: 1)"},
-    "--write": {**FLAG, "help": "write docs/settings.md and the schema of Snakemake's config"},
+    "--write": {**FLAG, "help": "write the files that are made so"},
 }
 
 
@@ -59,9 +60,19 @@ def read_plan(arguments: argparse.Namespace, only: Sequence[str] | None = None) 
 
 
 def read_sources(arguments: argparse.Namespace, only: Sequence[str] | None = None) -> Sources:
-    from unlocked.report.page import Sources
+    from unlocked.report.sources import Sources
 
     return Sources(read_plan(arguments, only), arguments.results, arguments.figures)
+
+
+def note_shipped(sources: Sources, path: Path) -> bool:
+    """Whether there is a file that was shipped, for a command that finds no record here; if so, say what is shown."""
+    if path.is_file():
+        from unlocked.console import say
+        from unlocked.report.sources import SHIPPED
+
+        say(f"no run is recorded in {sources.results}: {path}, {SHIPPED}, {len(sources.runs.runs)} runs")
+    return path.is_file()
 
 
 def write(path: Path | None, text: str) -> None:
@@ -107,7 +118,7 @@ def train(arguments: argparse.Namespace) -> None:
     if arguments.configs:
         from unlocked.artifact.config import run_from_file
 
-        runs = [run_from_file(path) for path in arguments.configs]
+        runs = [run_from_file(path, arguments.change) for path in arguments.configs]
     elif arguments.runs:
         plan = read_plan(arguments, arguments.items[:1] or None)  # one item's part of it has all runs of a job
         runs = [plan.runs[choose("run", name, plan.runs)] for name in arguments.runs]
@@ -156,14 +167,15 @@ def show_power(arguments: argparse.Namespace, plan: Plan) -> None:
 
 
 def claims(arguments: argparse.Namespace) -> None:
-    """Judge the papers' claims by the records that are there; what has none is not run."""
+    """Judge the papers' claims by the records that are there; without any, show the verdicts that were shipped."""
     from unlocked.report import claims
 
     sources = read_sources(arguments, ["claims_verdicts"])
     if arguments.power:
         show_power(arguments, sources.plan)
         return
-    judged = claims.table(sources.plan.claims, sources.frames)
+    shipped = sources.frames.runs.empty and note_shipped(sources, sources.verdicts)
+    judged = claims.read(sources.verdicts) if shipped else claims.table(sources.plan.claims, sources.frames)
     rows = json.loads(judged.to_json(orient="records"))  # pandas turns NaN into null
     print(json.dumps(rows, indent=1, ensure_ascii=False) if arguments.json else claims.as_text(judged))
 
@@ -194,6 +206,14 @@ def report(arguments: argparse.Namespace) -> None:
             print(address)
 
 
+def browse(arguments: argparse.Namespace) -> None:
+    """Gather links to all offline W&B runs of a scale in one folder, by readable name, for `wandb leet`."""
+    from unlocked.report import browse
+
+    folder = browse.gather(read_sources(arguments))
+    print(f"{len(list(folder.iterdir()))} runs in {folder}; curves in the terminal: wandb leet {folder}")
+
+
 def bench(arguments: argparse.Namespace) -> None:
     """Measure the artifact's own code as ratios to a peer: gossip, processes, forward_gradient."""
     from unlocked import bench
@@ -203,10 +223,12 @@ def bench(arguments: argparse.Namespace) -> None:
 
 
 def costs(arguments: argparse.Namespace) -> None:
-    """List what every item of a finished scale took, from Snakemake's benchmark files."""
+    """List what every item of a finished scale took, from Snakemake's benchmark files, or else as shipped."""
     from unlocked.report import costs
 
-    table = costs.table(read_plan(arguments), arguments.results)
+    sources = read_sources(arguments)
+    shipped = sources.frames.runs.empty and note_shipped(sources, sources.table_of_runs)
+    table = costs.of_runs(sources) if shipped else costs.table(sources.plan, sources.results)
     print(table.to_json(orient="index", indent=1) if arguments.json else costs.as_markdown(table))
 
 
@@ -215,6 +237,17 @@ def doctor(arguments: argparse.Namespace) -> None:
     from unlocked.artifact import doctor
 
     print(doctor.diagnose(arguments.root, arguments.results))
+
+
+def docs(arguments: argparse.Namespace) -> None:
+    """Say what README and docs tell of results that the shipped ones do not say, or renew it."""
+    from unlocked.report import docs
+
+    sources = read_sources(arguments)
+    if arguments.write:
+        print(*docs.write(sources), sep="\n")
+    elif old := docs.stale(sources):
+        raise DataError(f"stale: {', '.join(map(str, old))}; renew: unlocked docs --scale {arguments.scale} --write")
 
 
 def settings(arguments: argparse.Namespace) -> None:
@@ -234,15 +267,17 @@ RECORDED = f"{PLANNED} --results --figures"
 COMMANDS: dict[Callable[[argparse.Namespace], None], str] = {
     plan: f"{PLANNED} --paper --json",
     data: "names --root --out",
-    train: f"configs {RECORDED} --runs --items --index",
+    train: f"configs {RECORDED} --change --runs --items --index",
     item: f"names {RECORDED}",
     runs: f"{RECORDED} --out --against",
     claims: f"{RECORDED} --json --power",
     pilot: RECORDED,
     report: f"{RECORDED} --out --wandb --upload --dry-run",
+    browse: RECORDED,
     bench: "name --turns --width --json",
     costs: f"{RECORDED} --json",
     doctor: "--results --root",
+    docs: f"{RECORDED} --write",
     settings: "--write",
 }
 

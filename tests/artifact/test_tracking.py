@@ -66,7 +66,9 @@ def test_wandb_knows_the_run(tracked: Record) -> None:
     assert found["summary"]["status"] == "completed"
     assert found["config"]["optim"]["lr"] == 0.02
     assert "runtime" not in found["config"]
-    assert {"acid", "quick", "seed 0", "acid_table_4"} <= set(found["tags"])
+    assert {"paper:acid", "scale:quick", "seed:0", "item:acid_table_4"} <= set(found["tags"])
+    assert {tag.partition(":")[0] for tag in found["tags"]} == {"paper", "scale", "seed", "method", "item", "commit"}
+    assert all(len(tag) <= 64 for tag in found["tags"])  # W&B's limit
     for metric, value in tracked.summary["metrics"].items():
         assert found["summary"][metric] == pytest.approx(value)
 

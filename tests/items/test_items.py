@@ -145,7 +145,9 @@ def test_tables_can_be_read_alone(small: Plan, built: dict[str, Files], name: st
     assert "nan" not in markdown
     assert "scale quick · " in markdown.splitlines()[-1]
     body = "\n".join(line for line in latex.splitlines() if not line.startswith("% "))
-    assert body.count(r"\begin{tabular}") == body.count(r"\end{tabular}") == 1
+    assert len(re.findall(r"\\begin\{(tabular|longtable)\}", body)) == 1
+    assert rf"\label{{tab:{name}}}" in body
+    assert not re.search(r"\\caption\{(Table|Figure) \d", body)
     bare = re.sub(r"\\(label|ref|begin|end)\{[^}]*\}", "", re.sub(r"\$[^$]*\$", "", body))
     assert re.findall(r"(?<!\\)[%^_#].{0,20}", bare) == []
     assert all(line.rstrip().endswith(r"\\") for line in body.splitlines() if "&" in line)

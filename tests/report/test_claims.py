@@ -495,7 +495,7 @@ def test_the_items_show_every_part(quick: Plan, drawn: Frames, tmp_path: Path) -
     assert len(table.rows) == len(quick.claims) + len(table.numbers)
     assert [note.split(":")[0] for note in table.notes] == list(quick.claims)
     assert "Fournier et al. 2023, abstract" in " ".join(table.notes)
-    assert r"\begin{tabular}{lp{8cm}rrll}" in table.latex("caption")
+    assert r"\begin{longtable}" in table.latex("caption", "verdicts")
     assert len(figure.canvas.axes) == table.numbers["unit"].nunique()
     assert sum(len(ax.get_yticklabels()) for ax in figure.canvas.axes) == len(table.numbers)
 

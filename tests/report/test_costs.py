@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from unlocked import cli
+from unlocked.artifact.config import ROOT
 from unlocked.artifact.plan import Plan
 from unlocked.errors import DataError
 from unlocked.report import costs
@@ -56,6 +59,18 @@ def test_the_command_prints_markdown(plan: Plan, results: Path, capsys: pytest.C
     assert len(lines) == len(plan.items) + 3
     assert lines[0].startswith("| item")
     assert lines[-1].startswith("| everything")
+
+
+def test_what_was_shipped(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Without a record, from the table of runs that came with this version: shares add up to the seconds in it."""
+    assert cli.main(["costs", "--scale", "reduced", "--results", str(tmp_path), "--json"]) == 0
+    printed = capsys.readouterr()
+    table = json.loads(printed.out)
+    runs = pd.read_csv(ROOT / "paper_figures" / "reduced" / "runs.csv")
+    everything = table.pop("everything")["share_minutes"]
+    assert everything == pytest.approx(runs["seconds"].sum() / 60)
+    assert sum(row["share_minutes"] for row in table.values()) == pytest.approx(everything)
+    assert f"shipped with this version, {len(runs)} runs" in printed.err
 
 
 def test_a_job_that_has_not_run_is_named(plan: Plan, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from unlocked.artifact import record, train
 from unlocked.artifact.plan import Plan
 from unlocked.errors import DataError
 from unlocked.report import runs
-from unlocked.report.page import Sources
+from unlocked.report.sources import Sources
 
 FEW = ["seeds=[0]", "acid.workers=[4]", "acid.largest=4", "acid.training.optim.epochs=2"]
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from fakes import SMALL, fake_sources
+from fakes import SMALL, fake_sources, wandb_server
 from unlocked import cli
 from unlocked.artifact.captions import caption_of, title_of
 from unlocked.artifact.plan import PANELS, Plan
@@ -22,8 +22,8 @@ from unlocked.artifact.record import folder_of
 from unlocked.errors import DataError, SettingError
 from unlocked.items.table import Table
 from unlocked.papers import PAPERS
-from unlocked.report import wandb
-from unlocked.report.page import Sources
+from unlocked.report import summary, wandb
+from unlocked.report.sources import Sources
 
 library = pytest.importorskip("wandb_workspaces.reports.v2", reason="wandb-workspaces is not installed")
 Spec = dict[str, Any]
@@ -93,7 +93,7 @@ def test_panels_show_the_runs_with_the_items_tag(sources: Sources, specs: dict[s
         (runs,) = grid["metadata"]["runSets"]
         filters = runs["filters"]["filters"]
         assert [f["key"] for f in filters] == [{"section": "run", "name": "tags"}] * 2
-        assert [(f["op"], f["value"]) for f in filters] == [("IN", [item.name]), ("IN", ["quick"])]
+        assert [(f["op"], f["value"]) for f in filters] == [("IN", [f"item:{item.name}"]), ("IN", ["scale:quick"])]
         assert filters[1]["connector"] == "AND"
         drawn = grid["metadata"]["panelBankSectionConfig"]["panels"]
         metrics = [metric for panel in drawn for metric in panel["config"]["metrics"]]
@@ -110,11 +110,32 @@ def with_panels(sources: Sources, panels: dict[str, list[str]], *more: str) -> l
 
 def test_panels_by_kind(sources: Sources) -> None:
     """Curves over epochs or virtual time, bars for last values; side by side without overlap."""
-    over_epochs, over_time, final = panels = with_panels(sources, {kind: ["test_accuracy"] for kind in PANELS})
-    assert (over_epochs.x, over_time.x) == ("epoch", "virtual_time")
+    panels = with_panels(sources, {kind: ["test_accuracy"] for kind in PANELS})
+    over_epochs, over_time, over_log_time, final = panels
+    assert (over_epochs.x, over_time.x, over_log_time.x) == ("epoch", "virtual_time", "virtual_time")
+    assert [panel.log_x for panel in panels[:3]] == [False, False, True]
     assert isinstance(final, library.BarPlot)
-    assert len({(panel.layout.x, panel.layout.y) for panel in panels}) == 3
+    assert len({(panel.layout.x, panel.layout.y) for panel in panels}) == 4
     assert all(panel.layout.x + panel.layout.w <= 24 for panel in panels)
+
+
+def test_curves_are_means_over_seeds(sources: Sources, specs: dict[str, Spec]) -> None:
+    """Of every group of runs that differ in more than the seed, with the range, all groups, on the figures' axes."""
+    item = sources.plan.item("acid_figure_1")
+    groups, count = wandb.grouping(item, sources)
+    assert (set(groups) & {"method", "rate"}, "seed" in groups, count) == (
+        {"method", "rate"},
+        False,
+        len(item.runs) // 2,
+    )
+    grid = blocks(specs["acid"], "panel-grid")[0]
+    (runs,) = grid["metadata"]["runSets"]
+    keys = [key["name"] for key in runs["grouping"]]
+    assert {"method.value", "rate.value"} <= set(keys)
+    assert len(keys) == len(groups)
+    for panel in grid["metadata"]["panelBankSectionConfig"]["panels"]:
+        own = panel["config"]
+        assert (own["groupAgg"], own["groupArea"], own["limit"], own["yLogScale"]) == ("mean", "minmax", count, True)
 
 
 def test_a_metric_that_no_run_logs(sources: Sources) -> None:
@@ -160,6 +181,8 @@ def test_a_bar_in_a_cell_is_escaped() -> None:
 def test_upload(sources: Sources, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """First what will be sent, then the runs that were not sent before, then the reports on these runs."""
     calls: list[Any] = []
+    monkeypatch.setattr(summary, "send", lambda _, to: calls.append(to))
+    monkeypatch.setattr(wandb, "in_place", lambda definition, _: definition)
     returned = subprocess.CompletedProcess([], 0)
 
     def save(definition: Any) -> Any:
@@ -176,12 +199,48 @@ def test_upload(sources: Sources, monkeypatch: pytest.MonkeyPatch, capsys: pytes
     options = ["-m", "wandb", "sync", "--yes", "--project", "unlocked", "--entity", "team"]
     assert calls[0][:-1] == [sys.executable, *options]
     assert Path(calls[0][-1]).name == "offline-run-0"
-    assert calls[1:] == [{("team", "unlocked")}] * 2
+    assert calls[1:] == [{"entity": "team", "project": "unlocked"}, *[{("team", "unlocked")}] * 2]
     assert addresses == [f"address of {PAPERS[paper].short}, rebuilt at the quick scale" for paper in PAPERS]
     assert "uploading to team/unlocked: 1 offline run (1.5 kB), 2 reports" in capsys.readouterr().out
     returned.returncode = 1
     with pytest.raises(DataError, match="wandb sync failed"):
         wandb.upload(sources)
+
+
+def test_reports_are_renewed_in_place(sources: Sources, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By W&B's own client against a server of ours: the second time they are the same two reports."""
+    monkeypatch.setattr(summary, "send", lambda _, to: server.projects.append(to["project"]))
+    monkeypatch.setattr(wandb, "offline_runs", lambda _: [])
+    with wandb_server() as (address, server):
+        monkeypatch.setenv(wandb.KEY, "k" * 40)
+        monkeypatch.setenv("WANDB_BASE_URL", address)
+        first = wandb.upload(sources)
+        titles = {key: own["displayName"] for key, own in server.saved.items()}
+        assert sorted(titles.values()) == sorted(
+            f"{paper.short}, rebuilt at the quick scale" for paper in PAPERS.values()
+        )
+        assert wandb.upload(sources) == first
+        assert {key: own["displayName"] for key, own in server.saved.items()} == titles
+
+
+def test_the_summary_of_a_scale(sources: Sources, tmp_path: Path) -> None:
+    """Offline, as W&B itself reads it: a picture or a table per built item, the files as an artifact, the verdicts."""
+    own = Sources(sources.plan, tmp_path, sources.figures)
+    summary.send(own, {"entity": "", "project": "unlocked"}, "offline")
+    (path,) = tmp_path.rglob("*.wandb")
+    line = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", path]
+    done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=60)
+    entries = [json.loads(text) for text in done.stdout.splitlines()]
+    (history,) = [entry["history"]["item"] for entry in entries if entry["type"] == "history"]
+    assert history["acid_figure_1._type"] == "image-file"
+    assert history["acid_table_4._type"] == "table-file"
+    artifacts = [entry["artifact"] for entry in entries if entry["type"] == "artifact"]
+    (results,) = [own for own in artifacts if own["type"] == "results"]
+    assert results["name"] == "results-quick"
+    assert {"acid/figure_1.pdf", "acid/table_4.tex", "claims/verdicts.csv"} <= {
+        str(path.relative_to(sources.figures / "quick")) for path in summary.files(sources)
+    }
+    assert summary.verdicts(sources) == {"A1": "supported", "B1": "not run"}
 
 
 def test_destination_from_the_settings(sources: Sources) -> None:

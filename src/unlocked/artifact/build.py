@@ -28,7 +28,7 @@ def context_of(item: Item, plan: Plan, results: Path) -> Context:
     return Context(
         name=item.name, title=title_of(item), caption=caption_of(item, plan), scale=plan.scale.name,
         frames=record.frames(records), seeds=plan.scale.seeds, settings=plan.scale.papers.get(item.paper),
-        claims=plan.claims, planned=len(item.runs), rates=why_rates(item.paper, plan),
+        claims=plan.claims, planned=len(item.runs), label=item.config.label, rates=why_rates(item.paper, plan),
     )  # fmt: skip
 
 

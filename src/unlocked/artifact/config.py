@@ -186,6 +186,6 @@ def run_from(values: Mapping[str, Any]) -> Run:
     return made(paper.kind_of(flat), flat)
 
 
-def run_from_file(path: Path) -> Run:
-    """A run from a file, e.g. a record's `config.yaml`."""
-    return run_from(container(OmegaConf.create(read_yaml(path))))
+def run_from_file(path: Path, changes: Iterable[str] = ()) -> Run:
+    """A run from a file, e.g. a record's `config.yaml`, with `changes` (`optim.lr=0.1`) to its settings."""
+    return run_from(container(OmegaConf.merge(read_yaml(path), from_dotlist(changes))))

@@ -6,6 +6,7 @@ The only import of wandb. Whatever fails there costs one line, and the run goes 
 from __future__ import annotations
 
 import functools
+import os
 import shutil
 import urllib.error
 import urllib.request
@@ -22,7 +23,8 @@ from unlocked.papers.run import Run
 THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wandb")  # in which W&B is imported, started and called
 SECONDS_TO_UPLOAD = 120  # at the end of a run; what is left is on disk and can be uploaded later
 # W&B's own settings. To list the installed packages would take .2 s per run.
-OWN = {"x_disable_stats": True, "x_save_requirements": False, "console": "off", "silent": True}
+OWN = {"x_save_requirements": False, "console": "off", "silent": True}
+TAGGED = ("method", "target", "guess")  # settings that a run is tagged with
 
 
 class Mirror:
@@ -83,23 +85,33 @@ def start_wandb(run: Run, folder: Path, items: Iterable[str]) -> Any:
     if not online:
         shutil.rmtree(partial(folder) / "wandb", ignore_errors=True)
     settings = run.identity()
-    commit = provenance()["commit"]
-    tags = [run.paper, run.scale, f"seed {run.seed}", *items]
-    tags += [str(settings[key]) for key in ("method", "target", "guess") if key in settings]
-    return wandb.init(
+    opened = wandb.init(
         project=runtime.wandb_project,
         entity=runtime.wandb_entity,
         mode="online" if online else "offline",
         dir=partial(folder),
-        id=folder.name,
+        id=os.environ["WANDB_RUN_ID"] if "WANDB_SWEEP_ID" in os.environ else folder.name,  # an agent has named it
         name=folder.name,
         group=f"{run.scale}/{run.paper}",
-        tags=[*tags, commit[:12]] if commit else tags,
+        tags=tags_of(run, items),
         config=settings,
         resume="allow" if online else None,
         reinit="finish_previous",
-        settings=wandb.Settings(finish_timeout=SECONDS_TO_UPLOAD, **OWN),
+        settings=wandb.Settings(finish_timeout=SECONDS_TO_UPLOAD, x_disable_stats=not runtime.wandb_system, **OWN),
     )
+    axis = "epoch" if "epochs" in settings.get("optim", {}) else "virtual_time"
+    for name, more in {"epoch": {}, "virtual_time": {}, "*": {"step_metric": axis}}.items():
+        opened.define_metric(name, **more)
+    return opened
+
+
+def tags_of(run: Run, items: Iterable[str]) -> list[str]:
+    """`paper:acid`, `scale:quick`, `seed:0`, `method:acid`, `item:acid_figure_1`, `commit:0123abcd`."""
+    settings, commit = run.identity(), provenance()["commit"] or "unknown"
+    tags = {"paper": run.paper, "scale": run.scale, "seed": run.seed}
+    tags |= {key: settings[key] for key in TAGGED if key in settings}
+    own = [f"{key}:{value}" for key, value in tags.items()]
+    return [*own, *(f"item:{name}" for name in items), f"commit:{commit[:12]}"]
 
 
 @functools.cache

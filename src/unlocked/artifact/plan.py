@@ -22,7 +22,7 @@ from unlocked.settings import Settings, build, dotted, inside, setting
 
 CLAIMS = "claims"  # the third group of items, beside those of the papers
 UNITS = ("ratio", "percentage points", "exponent", "cosine", "rank correlation")
-PANELS = ("over_epochs", "over_time", "final")
+PANELS = ("over_epochs", "over_time", "over_log_time", "final")
 SUFFIXES = {"figure": ("pdf", "png", "svg", "csv", "json"), "table": ("md", "tex", "csv", "json")}
 
 

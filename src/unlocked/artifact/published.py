@@ -83,5 +83,4 @@ def beside(table: Table, values: Sequence[Value]) -> Table:
         notes.append(f"Published values not shown, not checked against their source or without a cell here: {hidden}.")
     return replace(
         table, columns=names, numeric=numeric, rows=tuple(zip(*cells, strict=True)), notes=tuple(notes),
-        latex_columns=None if shown else table.latex_columns,
     )  # fmt: skip

@@ -27,6 +27,7 @@ class Context:
     claims: Mapping[str, Any] = field(default_factory=dict)  # of the plan, for the items that judge them
     planned: int = 0  # runs that the item should have
     rates: str = "the scale's own"  # why runs have the learning rates that they have
+    label: str | None = None  # the paper's own number, with which the title begins
 
     def learning_rates(self, frames: Frames, *by: str) -> str:
         """A table's note: which learning rates its rows used, and why; by: columns of the runs that name a row."""
@@ -50,6 +51,12 @@ class Context:
             f"scale {self.scale} · {data_titles(runs)} · {plural(runs['seed'].nunique(), 'seed')} · "
             f"{plural(len(runs), 'run')}{lost(runs)} · commit {', '.join(commits[:3])}{dirty}"
         )
+
+    @property
+    def unnumbered(self) -> str:
+        """The title for LaTeX, which counts tables itself: the paper's number at its end."""
+        title = self.title.removeprefix(f"{self.label}: ")
+        return f"{title[:1].upper()}{title[1:]}" + (f" ({self.label} of the paper)" if self.label else "")
 
     @property
     def facts(self) -> dict[str, str]:

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.figure import Figure as Canvas
 from PIL import Image
 
-from unlocked.items import style
+from unlocked.items import latex, style
 from unlocked.items.context import Context
 from unlocked.items.table import Table
 
@@ -72,5 +72,6 @@ def texts(item: Table, stem: Path, context: Context) -> dict[str, Any]:
     """Write them, readable alone; returns the table as plain values."""
     title, caption, footer = context.title, context.caption, context.footer
     write_text(stem.with_suffix(".md"), f"**{title}.** {caption}\n\n{item.markdown()}\n\n*{footer}*\n")
-    write_text(stem.with_suffix(".tex"), f"% {footer}\n{item.latex(f'{title}. {caption}')}")
+    body = item.latex(f"{context.unnumbered}. {caption}", context.name)
+    write_text(stem.with_suffix(".tex"), f"% needs {latex.PREAMBLE}\n% {footer}\n{body}")
     return {"kind": "table", "table": item.to_json()}

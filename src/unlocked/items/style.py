@@ -9,8 +9,9 @@ from typing import Any
 import matplotlib
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from unlocked.items.frames import Frames
 
@@ -76,8 +77,29 @@ def shared_legend(figure: Figure, columns: int) -> None:
     legend_below(figure, list(handles.values()), list(handles), columns)
 
 
+def plain(axis: Axis) -> None:
+    """Numbers that can be read on a logarithmic axis: 0.2, 0.5, 1, ... where it spans less than two decades."""
+    low, high = sorted(axis.get_view_interval())
+    fixed = isinstance(axis.get_major_locator(), FixedLocator)
+    if axis.get_scale() != "log" or low <= 0 or high / low > 100 or fixed:
+        return
+    inside = sum(low <= digit * 10.0**power <= high for digit in (1, 2, 5) for power in range(-12, 12))
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)) if inside > 2 else MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axis.set_major_formatter("{x:.10g}")
+    axis.set_minor_locator(NullLocator())
+
+
+def percent(*axes: Axes) -> None:
+    """Shares on the y axes as percent."""
+    for ax in axes:
+        ax.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=""))
+
+
 def footer(figure: Figure, text: str) -> None:
     """Small print under everything else."""
+    for ax in figure.axes:
+        plain(ax.xaxis)
+        plain(ax.yaxis)
     figure.draw_without_rendering()
     lowest = figure.get_tightbbox().y0  # inches
     figure.text(0.005, (lowest - 0.06) / figure.get_figheight(), text, fontsize=5, color="0.45", va="top")

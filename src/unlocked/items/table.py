@@ -9,6 +9,8 @@ from typing import Any
 
 import pandas as pd
 
+from unlocked.items import latex
+
 NONE = "–"
 Row = Mapping[str, Any]  # of a frame of numbers
 Format = Callable[[Row], str]  # how a cell is printed; `"{n} of {m}".format_map` is one
@@ -44,7 +46,6 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
     numeric: tuple[bool, ...]  # by column: aligned to the right
     notes: tuple[str, ...] = ()
-    latex_columns: str | None = None  # LaTeX column specification; None: by `numeric`
     numbers: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)
 
     @staticmethod
@@ -60,13 +61,9 @@ class Table:
         body = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
         return "\n\n".join([body, *self.notes])
 
-    def latex(self, caption: str) -> str:
-        """A float with booktabs rules, the notes below."""
-        frame = pd.DataFrame(self.rows, columns=map(latex_text, self.columns)).map(latex_text)
-        columns = self.latex_columns or "".join("r" if numeric else "l" for numeric in self.numeric)
-        body = frame.to_latex(index=False, caption=latex_text(caption), position="t", column_format=columns)
-        notes = "".join(f"\\par\\footnotesize {latex_text(note)}\n" for note in self.notes)
-        return body.replace(r"\end{table}", notes + r"\end{table}")
+    def latex(self, caption: str, label: str) -> str:
+        """A table of its own for LaTeX, to be referred to as `tab:<label>`."""
+        return latex.render(self.columns, self.rows, self.numeric, self.notes, caption=caption, label=label)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: everything but the numbers, which stand in the CSV file."""
@@ -100,19 +97,3 @@ def tabulate(
         texts.reset_index(), numeric=(False, *numeric), notes=tuple(notes),
         numbers=shown if numbers is None else numbers,
     )  # fmt: skip
-
-
-LATEX = {
-    "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "#": r"\#", "&": r"\&",
-    "±": r"$\pm$", "²": r"\textsuperscript{2}", "χ₁": r"$\chi_1$", "χ₂": r"$\chi_2$", "√": r"$\surd$", "–": "--",
-    "×": r"$\times$", "ő": r"\H{o}", "é": r"\'e", "≥": r"$\geq$", "·": r"$\cdot$", "−": "$-$", "…": r"\ldots{}",
-    "<": "$<$", ">": "$>$", "χ": r"$\chi$", "ε": r"$\varepsilon$", "μ": r"$\mu$", "σ": r"$\sigma$", "ζ": r"$\zeta$",
-    "∇": r"$\nabla$", "x̃": r"$\tilde{x}$",
-}  # fmt: skip
-
-
-def latex_text(value: str) -> str:
-    """A cell, a header or a caption for LaTeX: specials escaped, symbols as commands."""
-    for symbol, command in LATEX.items():
-        value = value.replace(symbol, command)
-    return value

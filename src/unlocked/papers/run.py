@@ -48,6 +48,7 @@ class Runtime(Settings):
     wandb: str = setting("offline", "Weights & Biases", names=("offline", "online", "disabled"))
     wandb_project: str = setting("unlocked", "its project")
     wandb_entity: str | None = setting(None, "its entity; null: the key's own")
+    wandb_system: bool = setting(False, "Weights & Biases also gets the machine's load: CPU, memory, GPU")
     reuse: str = setting(
         "same_code",
         "when a complete record is kept: same_code, if settings and code agree; same_config, if settings do",

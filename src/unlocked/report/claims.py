@@ -30,6 +30,7 @@ COLUMNS = (
     "id", "paper", "kind", "part", "claim", "source", "statistic", "conditions", "effect", "low", "high", "n",
     "threshold", "p", "verdict", "reason", "decides", "claim_verdict", "unit",
 )  # fmt: skip
+LATER = {"kind": "published", "p": math.nan, "decides": "all"}  # what tables of earlier versions do not have
 HEADER = ("id", "statement", "effect [95 % interval]", "n", "claimed", "verdict")
 KINDS = {"published": "", "ours": "(ours) ", "check": "(check) "}  # before the sentence
 DECIDES = {"all": "All parts must hold.", "any": "Any part will do (Holm's correction)."}
@@ -147,6 +148,7 @@ def read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=list(COLUMNS))
     rows = pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(("effect", "low", "high"), ""))
+    rows = rows.assign(**{name: value for name, value in LATER.items() if name not in rows})
     if missing := [name for name in COLUMNS if name not in rows]:
         raise DataError(f"{path}: has no column {missing[0]}; delete it and build the claims again")
     return rows
@@ -179,7 +181,7 @@ def as_table(rows: pd.DataFrame) -> Table:
         because = f" Note on {reasons}." if reasons else ""
         how = f" {DECIDES[claim['decides']]}" * (len(parts) > 1)
         notes.append(f"{claim['id']}: {claim['source']}. {claim['conditions']}{how}{because}")
-    return Table(HEADER, tuple(cells), (False,) * len(HEADER), tuple(notes), "lp{8cm}rrll", rows)
+    return Table(HEADER, tuple(cells), (False,) * len(HEADER), tuple(notes), rows)
 
 
 def as_text(rows: pd.DataFrame) -> str:

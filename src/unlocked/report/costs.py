@@ -15,10 +15,16 @@ import pandas as pd
 from unlocked.artifact import resources
 from unlocked.artifact.plan import Plan
 from unlocked.errors import DataError
+from unlocked.items.table import NONE
+from unlocked.report.sources import Sources
 from unlocked.units import plural
 
 TAKEN = ["s", "cpu_time", "max_rss"]  # columns of a benchmark file: seconds, seconds of all cores, MB
-HEADER = ("minutes, alone", "minutes, share", "core minutes, share", "memory, MB", "on")
+HEADER = {
+    "alone_minutes": "minutes, alone", "share_minutes": "minutes, share", "core_minutes": "core minutes, share",
+    "memory_mb": "memory, MB",
+}  # fmt: skip
+FORMATS = dict.fromkeys(HEADER, "{:.1f}") | {"memory_mb": "{:.0f}"}
 
 
 def table(plan: Plan, results: Path) -> pd.DataFrame:
@@ -44,6 +50,20 @@ def table(plan: Plan, results: Path) -> pd.DataFrame:
     return costs.rename_axis("item")
 
 
+def of_runs(sources: Sources) -> pd.DataFrame:
+    """The same from the table of runs that was shipped: runs, each split evenly over its items, and no drawing."""
+    runs, rows = sources.runs.runs, {}
+    share = runs["wall_seconds"] / runs["items"].map(len)
+    for name, item in sources.plan.items.items():
+        own = sources.runs_of(item)
+        minutes = {"alone_minutes": own["wall_seconds"].sum() / 60, "share_minutes": share[own.index].sum() / 60}
+        rows[name] = minutes | {"memory_mb": own["memory_mb"].max()}
+    costs = pd.DataFrame.from_dict(rows, orient="index")
+    spent = runs["wall_seconds"].sum() / 60
+    costs.loc["everything"] = (spent, spent, costs["memory_mb"].max())
+    return costs.rename_axis("item")
+
+
 def benchmark(folder: Path, job: str) -> pd.Series:
     """What a job took: `TAKEN`."""
     path = folder / "benchmarks" / f"{job}.tsv"
@@ -54,4 +74,12 @@ def benchmark(folder: Path, job: str) -> pd.Series:
 
 
 def as_markdown(costs: pd.DataFrame) -> str:
-    return str(costs.set_axis(HEADER, axis=1).to_markdown(floatfmt=("", ".1f", ".1f", ".1f", ".0f", "")))
+    """Rounded, a dash where nothing was trained."""
+    shown = {HEADER.get(name, name): costs[name] for name in costs}
+    shown |= {
+        HEADER[name]: costs[name].map(form.format, na_action="ignore")
+        for name, form in FORMATS.items()
+        if name in costs
+    }
+    align = ("left", *("right" if name in FORMATS else "left" for name in costs))
+    return str(pd.DataFrame(shown).fillna(NONE).to_markdown(disable_numparse=True, colalign=align))

@@ -1,25 +1,24 @@
 """What was made at a scale, items, verdicts, runs and where all came from; and the HTML page of it, one file.
 
-Items are read from the `<id>.json` beside each, verdicts from the numbers of their table, runs from the records.
+Items are read from the `<id>.json` beside each, verdicts from the numbers of their table, runs from the records, or
+from the table of runs that was shipped. Other scales of which there is something stand beside the page's own.
 """
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import json
-import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from unlocked.artifact import config, record
-from unlocked.artifact.build import records_there
-from unlocked.artifact.captions import caption_of, title_of
-from unlocked.artifact.plan import CLAIMS, Item, Plan
+from unlocked.artifact import config
+from unlocked.artifact.captions import caption_of, numbering, title_of
+from unlocked.artifact.plan import CLAIMS, Item
 from unlocked.errors import DataError
 from unlocked.items.context import data_titles, facts, lost
 from unlocked.items.frames import Frames
@@ -27,6 +26,7 @@ from unlocked.items.output import atomically
 from unlocked.items.table import NONE, Table
 from unlocked.papers import PAPERS
 from unlocked.report import claims
+from unlocked.report.sources import SHIPPED, Sources
 from unlocked.units import human_bytes, human_time, plural
 
 DOWNLOADS = {"csv": "CSV", "pdf": "PDF", "tex": "LaTeX"}
@@ -35,53 +35,24 @@ TEMPLATES = config.ROOT / "workflow" / "report"
 LARGEST_DOWNLOAD = 300_000  # bytes; a larger file stays beside the page
 
 
-@dataclass(frozen=True)
-class Sources:
-    """Where reports read, and the plan that says what there should be."""
-
-    plan: Plan
-    results: Path
-    figures: Path
-
-    @cached_property
-    def frames(self) -> Frames:  # the finished runs of the plan, in its order
-        return record.frames(records_there(self.plan.runs, self.plan, self.results))
-
-    def frames_of(self, item: Item) -> Frames:
-        return self.frames.where(self.frames.runs.index.isin(item.runs))
-
-    def items(self, paper: str) -> list[Item]:
-        """The items of a paper, or those about the claims, in the order of their configs."""
-        return [item for item in self.plan.items.values() if item.paper == paper]
-
-    @property
-    def verdicts(self) -> Path:
-        return self.figures / self.plan.scale.name / CLAIMS / "verdicts.csv"
-
-    def command(self, target: str) -> str:
-        """What a reader types to build something: the target at this scale, with the settings that shape results."""
-        words = ["python3", "reproduce.py", target, "--config", f"scale={self.plan.scale.name}"]
-        words += [f"set={' '.join(self.plan.overrides)}"] * bool(self.plan.overrides)
-        device = self.plan.runtime.get("device", "cpu")
-        return shlex.join(words + [f"device={device}"] * (device != "cpu"))
-
-
 def show(item: Item, sources: Sources) -> dict[str, Any]:
     """An item as reports show it; `picture` and `table` are both None while it is not built.
 
     A picture is a PNG, because an SVG's text waits for fonts that readers may lack.
     """
     stem = item.stem(sources.figures, sources.plan.scale.name)
+    runs, scale = sources.runs_of(item), sources.plan.scale.name
     shown: dict[str, Any] = {"name": item.name, "kind": item.config.kind, "command": sources.command(item.name)}
-    shown |= {"picture": None, "table": None, "downloads": []}
+    shown |= {"scale": scale, "picture": None, "table": None, "downloads": [], "runs": list(runs.index)}
+    shown |= {"title": title_of(item), "caption": caption_of(item, sources.plan), "facts": facts_of(item, sources)}
     shown["built"] = all(stem.with_suffix(f".{suffix}").is_file() for suffix in item.suffixes)
     if not shown["built"]:
-        known = facts(sources.frames_of(item).runs, sources.plan.scale.name, len(item.runs))
-        return shown | {"title": title_of(item), "caption": caption_of(item, sources.plan), "facts": known}
+        return shown
     path = stem.with_suffix(".json")
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
-        shown |= {key: about[key] for key in ("title", "caption", "facts")}
+        shown |= {key: about[key] for key in ("title", "caption")}
+        shown["facts"] = shown["facts"] if is_shipped(runs) else about["facts"]
         if item.config.kind == "table":
             shown["table"] = Table.from_json(about["table"])
         else:
@@ -94,19 +65,37 @@ def show(item: Item, sources: Sources) -> dict[str, Any]:
     return shown
 
 
+def is_shipped(runs: pd.DataFrame) -> bool:
+    """Whether there are runs, and none was recorded here."""
+    return bool(len(runs)) and bool(runs["shipped"].all())
+
+
+def facts_of(item: Item, sources: Sources) -> dict[str, str]:
+    """Scale, data, seeds, runs and cost of an item, as recorded here or as shipped."""
+    runs = sources.runs_of(item)
+    known = facts(runs, sources.plan.scale.name, len(item.runs))
+    return known | ({"Runs": f"{len(runs)}{lost(runs)}, {SHIPPED}"} if is_shipped(runs) else {})
+
+
 def overview(sources: Sources, built: list[bool]) -> dict[str, str]:
     """Conditions under which everything was made."""
-    plan, frames = sources.plan, sources.frames
-    planned, there = len(plan.runs), len(frames.runs)
-    counted = (str(there) if there == planned else f"{there} of {planned} recorded") + lost(frames.runs)
+    plan, runs = sources.plan, sources.runs.runs
+    counted = f"{len(runs)}{lost(runs)}, {SHIPPED}" if is_shipped(runs) else counted_here(sources)
     return {
         "Scale": f"{plan.scale.name}: {plan.scale.about}",
         "Seeds": ", ".join(map(str, plan.scale.seeds)),
         "Items": f"{sum(built)} of {len(built)} built",
-        "Runs": f"{counted}, {human_time(frames.column('wall_seconds').sum())} in all, one after the other",
+        "Runs": f"{counted}, {human_time(sources.runs.column('wall_seconds').sum())} in all, one after the other",
         "Changed": " ".join(plan.overrides) or "nothing",
-        "Data": data_titles(frames.runs[frames.column("data.name").notna()]) or NONE,
+        "Data": data_titles(runs[sources.runs.column("data.name").notna()]) or NONE,
+        "Numbering": numbering(plan.items.values()),
     }
+
+
+def counted_here(sources: Sources) -> str:
+    """`30`, or `20 of 30 recorded`, and how many of these diverged."""
+    planned, runs = len(sources.plan.runs), sources.frames.runs
+    return (str(planned) if len(runs) == planned else f"{len(runs)} of {planned} recorded") + lost(runs)
 
 
 def provenance(frames: Frames) -> dict[str, pd.DataFrame]:
@@ -115,7 +104,7 @@ def provenance(frames: Frames) -> dict[str, pd.DataFrame]:
         return {}
     column = frames.column
     changed = column("dirty").map({True: " (with local changes)", False: ""})
-    machines = column("hardware").map(lambda own: f"{own.get('processor') or 'unknown processor'} ({listed(own)})")
+    machines = column("hardware").map(described)
     data = {"Data set": column("data.name").fillna("none"), "Source": column("data_source")}
     tables = {
         "Code": {"Commit": column("commit").fillna("unknown") + changed},
@@ -129,15 +118,23 @@ def provenance(frames: Frames) -> dict[str, pd.DataFrame]:
     }
 
 
+def described(machine: Mapping[str, Any]) -> str:
+    """`Analytical Engine (cores 2, platform Linux)`."""
+    more = listed(machine)
+    return (machine.get("processor") or "unknown processor") + (f" ({more})" if more else "")
+
+
 def listed(values: Mapping[str, Any]) -> str:
     """`python 3.11.2, torch 2.14.1`."""
     return ", ".join(f"{key} {value}" for key, value in values.items() if key != "processor")
 
 
 def list_of_runs(paper: str, sources: Sources) -> pd.DataFrame:
-    """All planned runs of a paper: how each ended, what it took, and the items that read it."""
-    planned = [name for name, run in sources.plan.runs.items() if run.paper == paper]
-    runs = Frames(sources.frames.runs.reindex(planned), sources.frames.history)
+    """All runs of a paper that are planned or shipped: how each ended, what it took, and the items that read it."""
+    known = sources.runs.runs
+    others = known[known["paper"] == paper].index if len(known) else []
+    planned = dict.fromkeys([*(name for name, run in sources.plan.runs.items() if run.paper == paper), *others])
+    runs = Frames(known.reindex(list(planned)), sources.frames.history)
     forms: dict[str, tuple[str, Callable[[float], str]]] = {
         "Gradients": ("counts.gradients", "{:.0f}".format),
         "Time": ("wall_seconds", "{:.1f} s".format),
@@ -147,9 +144,42 @@ def list_of_runs(paper: str, sources: Sources) -> pd.DataFrame:
         name: runs.column(key).map(form, na_action="ignore").astype(object).fillna(NONE)
         for name, (key, form) in forms.items()
     }
-    readers = [[item.name.removeprefix(f"{paper}_") for item in sources.plan.wanted_by[name]] for name in planned]
-    known = {"Run": planned, "Status": runs.column("status").fillna("not trained"), **took}
-    return pd.DataFrame(known | {"Items": list(map(", ".join, readers))})
+    status = runs.column("status").fillna("not trained")
+    status = status.where(runs.column("shipped") != True, status + ", shipped")  # noqa: E712 - elementwise
+    plan = sources.plan
+    wanted = {name: [item.name for item in plan.wanted_by[name]] for name in planned if name in plan.runs}
+    readers = [wanted.get(name) or known.at[name, "items"] for name in planned]
+    return pd.DataFrame({"Run": list(planned), "Status": status, **took, "Items": readers})
+
+
+def verdict_rows(scales: Mapping[str, Sources]) -> list[dict[str, Any]]:
+    """Every claim, and by scale its parts as judged there."""
+    judged = {scale: {parts[0]["id"]: parts for parts in read_claims(own)} for scale, own in scales.items()}
+    claimed = dict.fromkeys(name for own in judged.values() for name in own)
+    rows = []
+    for name in claimed:
+        by_scale = {scale: own[name] for scale, own in judged.items() if name in own}
+        first = next(iter(by_scale.values()))[0]
+        rows.append({"id": name, "claim": first["claim"], "paper": first["paper"], "scales": by_scale})
+    return rows
+
+
+def read_claims(sources: Sources) -> list[list[dict[str, Any]]]:
+    return claims.by_claim(claims.read(sources.verdicts))
+
+
+def links_of_claims(sources: Sources) -> dict[str, dict[str, list[str]]]:
+    """By claim: its runs, and the items that show them."""
+    plan = sources.plan
+    return {
+        name: {
+            "runs": list(claim.runs),
+            "items": list(
+                dict.fromkeys(item.name for run in claim.runs for item in plan.wanted_by[run] if item.paper != CLAIMS)
+            ),
+        }
+        for name, claim in plan.claims.items()
+    }
 
 
 def data_uri(path: Path) -> str:
@@ -158,26 +188,49 @@ def data_uri(path: Path) -> str:
 
 
 def render(sources: Sources) -> str:
-    """The page, which holds everything that it shows, fetches nothing and needs no script."""
+    """The page, which holds everything that it shows and fetches nothing; its one script filters what is shown."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    shown = {group: [show(item, sources) for item in sources.items(group)] for group in (*PAPERS, CLAIMS)}
-    judged = claims.read(sources.verdicts)
-    counts = judged.drop_duplicates("id")["claim_verdict"].value_counts()
+    scales = {own.plan.scale.name: own for own in sources.beside()}
+    shown = {group: [columns_of(item, scales, sources) for item in sources.items(group)] for group in (*PAPERS, CLAIMS)}
+    judged, links = read_claims(sources), links_of_claims(sources)
+    script = (TEMPLATES / "page.js").read_text()
     options: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, **options)
     environment.filters |= {f.__name__: f for f in (data_uri, human_bytes, plural)}
     return environment.get_template("page.html.j2").render(
         papers=PAPERS,
         scale=sources.plan.scale.name,
-        overview=overview(sources, [item["built"] for own in shown.values() for item in own]),
-        claims=claims.by_claim(judged),
-        verdicts=", ".join(f"{count} {verdict}" for verdict, count in counts.items()),
+        scales=list(scales),
+        overview=overview(sources, [item["own"]["built"] for group in shown.values() for item in group]),
+        claims=judged,
+        matrix=verdict_rows(scales),
+        verdicts=", ".join(counted(parts[0]["claim_verdict"] for parts in judged)),
+        links=links,
         shown=shown,  # by paper, and about the claims
-        provenance=provenance(sources.frames),
+        titles={item["own"]["name"]: item["own"]["title"] for group in shown.values() for item in group},
+        provenance=provenance(sources.runs),
         runs={paper: list_of_runs(paper, sources) for paper in PAPERS},
         build_all=sources.command("all"),
+        script=script,
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def columns_of(item: Item, scales: Mapping[str, Sources], sources: Sources) -> dict[str, Any]:
+    """An item at the page's own scale, and at every scale where it is built: side by side."""
+    own = show(item, sources)
+    others = {
+        scale: show(there.plan.items[item.name], there) for scale, there in scales.items() if there is not sources
+    }
+    columns = [own if scale == own["scale"] else others[scale] for scale in scales]
+    claimed = [name for name, claim in sources.plan.claims.items() if not set(claim.runs).isdisjoint(item.runs)]
+    return {"own": own, "columns": [shown for shown in columns if shown["built"]], "claims": claimed}
+
+
+def counted(words: Iterable[str]) -> list[str]:
+    """`3 supported`, the most frequent first."""
+    return [f"{count} {word}" for word, count in Counter(words).most_common()]
 
 
 def write(sources: Sources, out: Path) -> Path:

@@ -19,7 +19,7 @@ from unlocked.errors import DataError
 from unlocked.items.output import atomically
 from unlocked.papers.run import Run
 from unlocked.report.inference import FEWEST
-from unlocked.report.page import Sources
+from unlocked.report.sources import Sources
 from unlocked.units import plural
 
 METRICS = ["test_accuracy", "train_loss", "consensus_distance"]  # those of the last measurement; the digest has all
@@ -66,6 +66,9 @@ def table(sources: Sources) -> pd.DataFrame:
 
 
 def write(sources: Sources, path: Path) -> Path:
+    """Write the table; one that was shipped is not replaced by an empty one."""
+    if sources.frames.runs.empty and path.is_file():
+        raise DataError(f"{path}: stays as it is, because no run of this scale is recorded in {sources.results}")
     return atomically(path, lambda whole: table(sources).to_csv(whole, index=False, lineterminator="\n"))
 
 

@@ -1,4 +1,5 @@
-"""The W&B reports: one per paper, from the same items, captions, tables and verdicts as the HTML report.
+"""The W&B reports: one per paper, from the same items, captions, tables and verdicts as the HTML report; and one W&B
+run per scale with what was made of all runs.
 
 A definition is made without a server or an account, and written as JSON; uploading it, and the offline runs that its
 panels show, is a step of its own that needs a key. W&B is imported where it is used: others do not wait for it.
@@ -15,6 +16,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import pandas as pd
+
 from unlocked.artifact.plan import CLAIMS, Item
 from unlocked.artifact.record import folder_of
 from unlocked.errors import DataError, SettingError
@@ -22,11 +25,14 @@ from unlocked.items.output import atomically
 from unlocked.items.table import Table
 from unlocked.papers import PAPERS
 from unlocked.papers.run import Runtime
-from unlocked.report import claims
-from unlocked.report.page import Sources, show
+from unlocked.report import claims, summary
+from unlocked.report.page import show
+from unlocked.report.sources import Sources
+from unlocked.settings import flatten
 from unlocked.units import human_bytes, plural
 
-X_AXIS = {"over_epochs": "epoch", "over_time": "virtual_time"}  # of the panels that are curves
+X_AXIS = {"over_epochs": "epoch", "over_time": "virtual_time", "over_log_time": "virtual_time"}  # of curves
+LOGARITHMIC = ("loss", "distance", "error", "norm")  # words in the names of metrics that figures draw so
 KEY = "WANDB_API_KEY"
 NOWHERE = {"entity": "", "project": ""}  # on a server: of a definition that is not uploaded
 
@@ -47,12 +53,24 @@ def destination(sources: Sources) -> dict[str, str]:
     return {"entity": runtime.get("wandb_entity") or "", "project": project}
 
 
+def grouping(item: Item, sources: Sources) -> tuple[list[str], int]:
+    """The settings in which an item's runs differ, but for the seed, and how many groups of runs these make."""
+    runs = [sources.plan.runs[name] for name in item.runs if name in sources.plan.runs]
+    rows = pd.DataFrame([flatten(run.identity()) for run in runs]).astype(str)
+    rows = rows.drop(columns="seed").loc[:, lambda all_: all_.nunique() > 1]
+    return list(rows), max(1, len(rows.drop_duplicates()))
+
+
 def panels(item: Item, sources: Sources) -> list[Any]:
-    """Curves of all runs of an item, and bars for last values; a metric that none of them logged is refused."""
+    """For every metric the mean and range over the seeds of every group of runs: a curve, or a bar of last values.
+
+    A metric that none of the item's runs logged is refused.
+    """
     frames, reports = sources.frames_of(item), library()
     complete = len(frames.runs) == len(item.runs) and not frames.column("diverged").any()
     logged = frames.history[["metric", "index"]].drop_duplicates().itertuples(index=False)
     known = {metric if index < 0 else f"{metric}/{index}" for metric, index in logged}
+    grouped = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax", "max_runs_to_show": grouping(item, sources)[1]}
     drawn: list[Any] = []
     for kind, metric in ((kind, metric) for kind, own in item.config.panels.items() for metric in own):
         if complete and metric not in known:
@@ -60,10 +78,12 @@ def panels(item: Item, sources: Sources) -> list[Any]:
             raise SettingError(where, metric, "is a metric that no run of the item logs")
         layout = reports.Layout(x=12 * (len(drawn) % 2), y=7 * (len(drawn) // 2), w=12, h=7)  # of a grid 24 wide
         title, x = metric.replace("_", " "), X_AXIS.get(kind, "")
+        common = {"layout": layout, **grouped}
         if kind == "final":
-            drawn.append(reports.BarPlot(title=f"{title} at the end", metrics=[metric], layout=layout))
+            drawn.append(reports.BarPlot(title=f"{title} at the end", metrics=[metric], **common))
         else:
-            drawn.append(reports.LinePlot(title=title, x=x, y=[metric], title_x=x.replace("_", " "), layout=layout))
+            logs = {"log_x": kind == "over_log_time", "log_y": any(word in metric for word in LOGARITHMIC)}
+            drawn.append(reports.LinePlot(title=title, x=x, y=[metric], title_x=x.replace("_", " "), **common, **logs))
     return drawn
 
 
@@ -80,9 +100,11 @@ def section(item: Item, sources: Sources, to: dict[str, str]) -> list[Any]:
     if item.config.kind == "table":
         blocks.append(reports.MarkdownBlock(text=markdown(shown["table"]) if shown["built"] else "*Not built.*"))
     if item.runs:
-        tagged = " and ".join(f"Tags() in ['{tag}']" for tag in (item.name, sources.plan.scale.name))
+        tags = (f"item:{item.name}", f"scale:{sources.plan.scale.name}")
+        tagged = " and ".join(f"Tags() in ['{tag}']" for tag in tags)
         order = [reports.OrderBy("Name", ascending=True)]
-        runs = reports.Runset(**to, name=item.name, filters=tagged, order=order)
+        groups = [f"config.{key}" for key in grouping(item, sources)[0]]
+        runs = reports.Runset(**to, name=item.name, filters=tagged, order=order, groupby=groups)
         blocks.append(reports.PanelGrid(runsets=[runs], panels=panels(item, sources)))
     else:
         blocks.append(reports.P("Computed without training: there are no runs to show."))
@@ -137,7 +159,7 @@ def listing(sources: Sources, to: dict[str, str]) -> str:
 
 
 def upload(sources: Sources) -> list[str]:
-    """Send the offline runs, then save all reports; returns the reports' addresses, none without a key."""
+    """Send the offline runs, the scale's summary and the reports; returns these' addresses, none without a key."""
     if not os.environ.get(KEY):
         print(f"unlocked: {KEY} is not set: nothing is uploaded; the reports' definitions are complete without it")
         return []
@@ -150,4 +172,14 @@ def upload(sources: Sources) -> list[str]:
     folders = list(map(str, offline_runs(sources)))
     if folders and (code := subprocess.run([*line, *folders]).returncode):  # it marks what it has uploaded
         raise DataError(f"wandb sync failed (exit code {code}); runs that it has uploaded stay uploaded")
-    return [str(definition.save().url) for definition in definitions(sources, to).values()]
+    summary.send(sources, to)
+    return [str(in_place(definition, to).save().url) for definition in definitions(sources, to).values()]
+
+
+def in_place(definition: Any, to: dict[str, str]) -> Any:
+    """The definition with the id of the project's report of the same title, so that saving it renews that one."""
+    import wandb
+
+    for known in wandb.Api().reports(f"{to['entity']}/{to['project']}"):  # which the summary has made if it was new
+        definition.id = known.id if known.display_name == definition.title else definition.id
+    return definition

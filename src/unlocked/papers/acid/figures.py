@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import networkx as nx
 import numpy as np
 import pandas as pd
@@ -14,12 +16,12 @@ from unlocked.items.context import Context
 from unlocked.items.measures import consensus, exponent, lowest, time_to
 from unlocked.items.output import Figure
 from unlocked.items.style import draw
-from unlocked.papers.acid.methods import COLORS, NAMES, at_rate, by_workers, constants, shades
+from unlocked.papers.acid.methods import COLORS, NAMES, WIDTHS, at_rate, by_workers, constants, shades
 from unlocked.papers.acid.timelines import asynchronous_trace, synchronous_trace
 
 EPOCHS = "epochs (all workers)"
 TIME = "time (mean gradient durations)"
-LOSS = "training loss of the workers"
+LOSS = "training loss of the workers (nats)"
 DISTANCE = r"$\frac{1}{n}\sum_i \|x_i-\bar x\|^2$"
 
 
@@ -34,7 +36,7 @@ def figure_1(context: Context) -> Figure:
     return Figure(figure, numbers)
 
 
-SPANS = {"gradient": (style.SKY, style.BLUE), "communication": (style.ORANGE,), "idle": ("0.93",)}
+SPANS = {"gradient": style.BLUE, "communication": style.ORANGE, "idle": "0.93"}
 
 
 def figure_2(context: Context) -> Figure:
@@ -44,9 +46,8 @@ def figure_2(context: Context) -> Figure:
     figure, axes = style.new(1, 2, height=2.1, sharey=True)
     for ax, trace in zip(axes, (together, alone), strict=True):
         for (kind, worker), own in trace[trace["kind"].isin(SPANS)].groupby(["kind", "worker"]):
-            colors = [SPANS[kind][k % len(SPANS[kind])] for k in range(len(own))]
             bars = list(zip(own["start"], own["end"] - own["start"], strict=True))
-            ax.broken_barh(bars, (worker - 0.36, 0.72), facecolors=colors, label=kind)
+            ax.broken_barh(bars, (worker - 0.36, 0.72), color=SPANS[kind], edgecolor="white", linewidth=0.8, label=kind)
         for row in trace[trace["kind"] == "averaging"].itertuples():
             pair, label = [row.worker, row.peer], "averaging of a pair"
             ax.plot([row.start] * 2, pair, color=style.RED, linewidth=1, marker="o", markersize=2.5, label=label)
@@ -75,12 +76,17 @@ def figure_3(_: Context) -> Figure:
 
 
 def figure_4(context: Context) -> Figure:
-    figure, ax = style.new(width=style.COLUMN * 1.25, height=2.5)
-    look = by_workers(context.settings.workers)
-    numbers = draw(context.frames, [(ax, "train_loss", "epoch")], ["method", "workers"], look, band=False)
-    ax.set(xlabel=EPOCHS, ylabel=LOSS, yscale="log")
-    ax.legend(ncols=2, fontsize=6, columnspacing=0.8)
-    return Figure(figure, numbers)
+    workers, numbers = context.settings.workers, []
+    figure, axes = style.new(1, len(workers), height=1.9, sharex=True, sharey=True, squeeze=False)
+    for n, ax in zip(workers, axes[0], strict=True):
+        for method in ("baseline", "allreduce"):
+            own, look = context.frames.select(method=method, workers=n), WIDTHS[method]
+            look = look | {"color": COLORS[method], "label": NAMES[method]}
+            numbers.append(draw(own, [(ax, "train_loss", "epoch")], ["method", "workers"], lambda *_, look=look: look))
+        ax.set(xlabel="epochs", yscale="log", title=f"n = {n}")
+    axes[0, 0].set_ylabel(LOSS)
+    style.shared_legend(figure, 2)
+    return Figure(figure, pd.concat(numbers))
 
 
 def figure_5(context: Context) -> Figure:
@@ -94,7 +100,7 @@ def figure_5(context: Context) -> Figure:
         apart = draw(most, [(right, "consensus_distance", "epoch")], ["method", "rate"], at_rate)
         numbers += [growing.assign(rate=1.0), apart.assign(workers=largest)]
     left.set(xlabel=EPOCHS, ylabel=LOSS, yscale="log")
-    right.set(xlabel=EPOCHS, ylabel=DISTANCE, yscale="log")
+    right.set(xlabel=EPOCHS, ylabel=f"consensus distance {DISTANCE}", yscale="log")
     style.panel((left, right), ["training loss on the ring", f"consensus distance, n = {largest}"])
     left.legend(ncols=2, loc="upper right", columnspacing=0.8, fontsize=6)
     right.legend(ncols=2, loc="best", fontsize=6)
@@ -110,10 +116,11 @@ def figure_6(context: Context) -> Figure:
     )
     panels = [(axes[row, column], metrics[row], clocks[column]) for row in (0, 1) for column in (0, 1)]
     frames = context.frames.select(rate=[1.0, None])
-    numbers = draw(frames, panels, ["method", "workers"], by_workers(workers), band=False)
+    numbers = draw(frames, panels, ["method", "workers"], by_workers(workers))
     axes[0, 0].set(ylabel=LOSS, yscale="log")
     axes[0, 1].set(yscale="log", xscale="log")
-    axes[1, 0].set(ylabel="test accuracy of the average", xlabel=EPOCHS)
+    axes[1, 0].set(ylabel="test accuracy of the average (%)", xlabel=EPOCHS)
+    style.percent(*axes[1])
     axes[1, 1].set(xlabel=TIME, xscale="log")
     style.panel(axes.flat, ["against epochs", "against time"] * 2)
     style.shared_legend(figure, len(workers))
@@ -134,8 +141,12 @@ def figure_7(context: Context) -> Figure:
         ax.grid(False)
         p, dispersion = edges["p_value"][0], edges["chi_square"][0] / (len(edges) - 1)
         probability = "p < .001" if p < 0.001 else f"p = {p:.3f}".replace("0.", ".")
-        ax.set_title(f"{GRAPHS[name].title}\n{probability}, $X^2$/dof = {dispersion:.2f}")
-        ax.set(xlabel="worker", xticks=range(0, workers, 5), yticks=range(0, workers, 5))
+        ax.set_title(GRAPHS[name].title)
+        ax.set(
+            xlabel=f"worker\n$\\chi^2$ test: {probability}\n$\\chi^2$ / degrees of freedom: {dispersion:.2f}",
+            xticks=range(0, workers, 5),
+            yticks=range(0, workers, 5),
+        )
         numbers.append(edges)
     axes[0].set_ylabel("worker")
     figure.colorbar(image, ax=axes, shrink=0.8, label="averagings / expected")
@@ -173,8 +184,8 @@ def equivalent_rate(context: Context) -> Figure:
         rates = np.exp(np.log(own).map(scipy.interpolate.interp1d(x, y, fill_value="extrapolate")))
         numbers.append((n, rates.mean(), rates.std(), baseline.index.max()))
     table = pd.DataFrame(numbers, columns=["workers", "equivalent_rate", "deviation", "highest_rate"]).fillna(0.0)
-    right.errorbar(*table.to_numpy().T[:3], color=style.RED, marker="o", markersize=4)
-    right.axhline(2, color="0.6", linestyle="--", linewidth=1)
+    right.errorbar(*table.to_numpy().T[:3], color=style.RED, marker="o", markersize=4, label="A²CiD² at rate 1")
+    right.axhline(2, color="0.6", linestyle="--", linewidth=1, label="doubling")
     right.set(xscale="log", xlabel="workers", ylabel="equivalent rate of the baseline")
     left.set(xlabel="communications per gradient", ylabel="consensus distance")
     style.log_ticks(left, frames.values("rate"))
@@ -234,6 +245,10 @@ def exponents(_: Context) -> Figure:
     return Figure(figure, pd.concat(numbers))
 
 
+MARKERS = {"allreduce": "s", "baseline": "o", "acid": "D"}
+SHIFTS = {"allreduce": -0.012, "baseline": 0.0, "acid": 0.012}  # so that no point hides another, as a share of the axis
+
+
 def stragglers(context: Context) -> Figure:
     loss = 1.02 * lowest(context.frames.completed).max()  # every run reaches it
     runs = context.frames.runs.assign(time=time_to(context.frames, loss))
@@ -245,11 +260,13 @@ def stragglers(context: Context) -> Figure:
     for method, color in COLORS.items():
         for ax, (case, points) in zip(axes, cases.items(), strict=True):
             times = points[points["method"] == method].groupby("x")["time"].agg(["mean", "std"]).fillna(0.0)
-            ax.errorbar(times.index, *times.to_numpy().T, color=color, label=NAMES[method], marker="o", markersize=3)
+            places = times.index + SHIFTS[method] * (points["x"].max() - points["x"].min())
+            look: dict[str, Any] = {"color": color, "label": NAMES[method], "marker": MARKERS[method]}
+            ax.errorbar(places, *times.to_numpy().T, linestyle="", markersize=4, **look)
             own = times.reset_index().set_axis(["x", "time", "deviation"], axis=1)
             numbers.append(own.assign(case=case, method=method, loss=loss))
-    axes[0].set(xlabel="coefficient of variation of gradient times", ylabel=f"time to training loss {loss:.2g}")
-    axes[1].set(xlabel="slowdown of one worker")
+    axes[0].set(xlabel="coefficient of variation of gradient times", ylabel=f"{TIME}\nto training loss {loss:.2g}")
+    axes[1].set(xlabel="slowdown of one worker (factor)")
     axes[0].set_ylim(bottom=0)
     axes[0].legend()
     style.panel(axes, ["spread of gradient times", "one slow worker"])

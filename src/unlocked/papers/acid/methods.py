@@ -16,27 +16,33 @@ from unlocked.items import style
 
 NAMES = {"allreduce": "AR-SGD", "baseline": "async. baseline", "acid": "A²CiD²"}
 COLORS = {"allreduce": style.BLACK, "baseline": style.BLUE, "acid": style.RED}
+WIDTHS: dict[str, dict[str, Any]] = {  # of curves that may run over one another
+    "allreduce": {"linestyle": "--", "zorder": 3},
+    "baseline": {"linewidth": 3.0, "alpha": 0.4},
+    "acid": {"linewidth": 1.0, "zorder": 3},
+}
 DASHES = {0.5: ":", 1.0: "-", 2.0: "--"}  # by communication rate
 
 
 def shades(method: str, count: int) -> list[Any]:
     """From light to full, for a growing number."""
     colors = LinearSegmentedColormap.from_list(method, ["0.94", COLORS[method]])
-    return [colors(part) for part in np.linspace(0, 1, count + 2)[2:]]
+    return [colors(part) for part in np.linspace(0, 1, count + 3)[3:]]
 
 
 def at_rate(method: str, rate: float) -> dict[str, Any]:
     """How a curve of a method at a rate looks: `A²CiD², 1 com/∇`."""
-    return {"label": f"{NAMES[method]}, {rate:g} com/∇", "color": COLORS[method], "linestyle": DASHES[rate]}
+    look = {"label": f"{NAMES[method]}, {rate:g} com/∇", "color": COLORS[method]}
+    return look | WIDTHS[method] | {"linestyle": DASHES[rate]}
 
 
 def by_workers(workers: Sequence[int]) -> Callable[[str, int], dict[str, Any]]:
-    """How curves of a method for growing numbers of workers look; AR-SGD is dashed."""
+    """How curves of a method for growing numbers of workers look; the baseline, drawn first, is seen under others."""
     colors = {method: dict(zip(workers, shades(method, len(workers)), strict=True)) for method in NAMES}
     return lambda method, n: {
         "label": f"{NAMES[method]}, n = {n}",
         "color": colors[method][n],
-        "linestyle": "--" if method == "allreduce" else "-",
+        **WIDTHS[method],
     }
 
 

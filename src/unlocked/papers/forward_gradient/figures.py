@@ -63,8 +63,10 @@ def learning_curves(context: Context) -> Figure:
         numbers.append(own.assign(space=space))
         row[0].set_ylabel(f"guess in the {title}")
     for ax, metric in zip(axes[0], metrics, strict=True):
-        ax.set_title(metric.replace("train_", "training ").replace("_", " "))
+        unit = " (nats)" if "loss" in metric else " (%)"
+        ax.set_title(metric.replace("train_", "training ").replace("_", " ") + unit)
         ax.set(yscale="log") if "loss" in metric else ax.set(ylim=(0, 1))
+    style.percent(*axes[:, 2:].flat)
     for ax in axes[1]:
         ax.set_xlabel("epochs")
     style.shared_legend(figure, len(axes[0, 0].lines))
@@ -127,7 +129,8 @@ def width(context: Context) -> Figure:
     )  # fmt: skip
     ax.set_xscale("log", base=2)
     style.log_ticks(ax, context.frames.values("model.width"))
-    ax.set(xlabel="width (factor on the channels)", ylabel="test accuracy")
+    ax.set(xlabel="width (factor on the channels)", ylabel="test accuracy (%)")
+    style.percent(ax)
     style.shared_legend(figure, 2)
     groups = runs.groupby(["guess", "space", "width"], dropna=False, sort=False)["test_accuracy"]
     return Figure(figure, groups.agg(mean="mean", low="min", high="max", runs="count").reset_index())
@@ -286,10 +289,10 @@ COUPLING = {
 def batchnorm_coupling(context: Context) -> Figure:
     figure, axes = style.new(1, 2, height=2.2, sharey=True)
     numbers = []
-    for case, (name, color) in COUPLING.items():
+    for wide, (case, (name, color)) in zip((3.5, 2.2, 1.0), COUPLING.items(), strict=True):  # equal ones are all seen
         for ax, metric in zip(axes, ("per_sample_error", "batch_level_error"), strict=True):
-            data = context.frames.by_index(f"{metric}/{case}")
-            ax.plot(data.index + 1, data["mean"], color=color, marker="o", markersize=3, label=name)
+            data, look = context.frames.by_index(f"{metric}/{case}"), {"color": color, "label": name}
+            ax.plot(data.index + 1, data["mean"], linewidth=wide, marker="o", markersize=2 + wide, **look)
             ax.set(xlabel="block", yscale="log")
             numbers.append(data.assign(block=data.index + 1, metric=metric, case=case))
     axes[0].set_ylabel("relative error of one pass")

@@ -1,0 +1,160 @@
+"""What README and documentation say of results, made from the shipped ones: tables between two marks, and one picture.
+
+`unlocked docs` says what is stale, `unlocked docs --write` renews it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from unlocked.artifact.config import ROOT
+from unlocked.errors import DataError
+from unlocked.items import style
+from unlocked.report import claims, costs
+from unlocked.report.sources import Sources
+from unlocked.units import plural
+
+PICTURE = ROOT / "docs" / "overview.png"
+DRAWN_FROM = ("acid/figure_1.csv", "acid/table_4.csv", "forward_gradient/accuracy_8_blocks.csv")
+CURVES = {  # method and rate: label and look
+    ("baseline", 1.0): ("gossip", {"color": style.BLUE}),
+    ("baseline", 2.0): ("gossip, twice the rate", {"color": style.BLUE, "linestyle": "--"}),
+    ("acid", 1.0): ("A²CiD²", {"color": style.RED}),
+}
+Bars = Sequence[tuple[str, str, Mapping[str, object]]]
+BARS: Bars = (  # label, colour, and which row of the table of accuracies
+    ("all-reduce", style.BLACK, {"method": "allreduce"}),
+    ("gossip", style.BLUE, {"method": "baseline", "graph": "ring"}),
+    ("A²CiD²", style.RED, {"method": "acid", "graph": "ring"}),
+)
+GUESSES: Bars = (
+    ("backpropagation", style.BLACK, {"guess": "global"}),
+    ("local guess, activities", style.RED, {"guess": "local", "space": "activity", "auxiliary": "cnn"}),
+    ("local guess, weights", style.ORANGE, {"guess": "local", "space": "weight", "averaged": True, "auxiliary": "cnn"}),
+    ("random guess, activities", style.GREEN, {"guess": "random", "space": "activity"}),
+    ("random guess, weights", style.SKY, {"guess": "random", "space": "weight", "averaged": True}),
+)
+
+
+def key_numbers(sources: Sources) -> str:
+    """A row per claim: the first thing measured, with its interval, and the verdict."""
+    first = [parts[0] for parts in claims.by_claim(claims.read(sources.verdicts))]
+    rows = [("claim", "measured here [95 % interval]", "verdict"), ("---",) * 3]
+    rows += [(f"{p['id']}: {p['claim']}", f"{p['statistic']}: {p['interval']}", p["claim_verdict"]) for p in first]
+    return "\n".join(f"|{'|'.join(row)}|" for row in rows)
+
+
+def open_claims(sources: Sources) -> str:
+    """The claims that were not confirmed, and of each the part that decided."""
+    lines = []
+    for parts in claims.by_claim(claims.read(sources.verdicts)):
+        if (verdict := parts[0]["claim_verdict"]) != claims.SUPPORTED:
+            why = [f"{part['statistic']} {part['interval']}" for part in parts if part["verdict"] == verdict]
+            lines.append(f"- **{parts[0]['id']}, {verdict}.** {parts[0]['claim']} Measured: {'; '.join(why)}.")
+    return "\n".join(lines) or "Every claim was confirmed."
+
+
+def full_table(sources: Sources) -> str:
+    """Every part of every claim, with sources and conditions."""
+    return claims.as_table(claims.read(sources.verdicts)).markdown()
+
+
+def cost_table(sources: Sources) -> str:
+    """What every item took."""
+    runs = sources.runs.runs
+    told = f"{plural(len(runs), 'run')}, {runs['wall_seconds'].sum() / 3600:.1f} hours of run time on one core each."
+    return f"{told}\n\n{costs.as_markdown(costs.of_runs(sources))}"
+
+
+BLOCKS: dict[tuple[str, str], Callable[[Sources], str]] = {  # by file and name of the mark
+    ("README.md", "claims"): key_numbers,
+    ("README.md", "open"): open_claims,
+    ("docs/results.md", "verdicts"): full_table,
+    ("docs/costs.md", "reduced"): cost_table,
+}
+
+
+def renewed(text: str, mark: str, block: str) -> str:
+    """The text with what stands between `<!-- mark -->` and `<!-- end mark -->` replaced."""
+    start, end = f"<!-- {mark} -->", f"<!-- end {mark} -->"
+    if start not in text or end not in text:
+        raise DataError(f"no place for {mark}: {start} ... {end}")
+    return re.sub(f"{re.escape(start)}.*?{re.escape(end)}", lambda _: f"{start}\n{block}\n{end}", text, flags=re.DOTALL)
+
+
+def pages(sources: Sources) -> dict[Path, str]:
+    """Every page with its tables renewed."""
+    texts: dict[Path, str] = {}
+    for (name, mark), make in BLOCKS.items():
+        path = ROOT / name
+        texts[path] = renewed(texts.get(path) or path.read_text(), mark, make(sources))
+    return texts
+
+
+def bars(ax: Axes, table: pd.DataFrame, rows: Bars, value: str, ends: str) -> None:
+    """Accuracies in percent, with the deviation over seeds."""
+    for y, (label, color, chosen) in enumerate(rows):
+        (row,) = table[(table[list(chosen)] == pd.Series(chosen)).all(axis=1)].to_dict("records")
+        ax.barh(y, 100 * row[value], xerr=100 * row[ends], color=color, height=0.65)
+        ax.text(
+            1, y, label, va="center", color="white" if color not in (style.SKY, style.ORANGE) else "black", fontsize=7
+        )
+    ax.set(yticks=[], xlim=(0, 100), xlabel="test accuracy (%)")
+    ax.invert_yaxis()
+    ax.grid(False)
+
+
+def overview(sources: Sources) -> Figure:
+    """What both papers are about, in three panels."""
+    folder = sources.figures / sources.plan.scale.name
+    curves, accuracies, guesses = (pd.read_csv(folder / name) for name in DRAWN_FROM)
+    figure, (left, middle, right) = style.new(1, 3, height=2.1)
+    distance = curves[curves["metric"] == "consensus_distance"]
+    for (method, rate), (label, look) in CURVES.items():
+        own = distance[(distance["method"] == method) & (distance["rate"] == rate)]
+        left.plot(own["epoch"], own["mean"], label=label, **look)
+        left.fill_between(own["epoch"], own["low"], own["high"], color=look["color"], alpha=0.15, linewidth=0)
+    left.set(xlabel="epochs", ylabel="consensus distance", yscale="log")
+    left.legend(fontsize=6)
+    largest = accuracies["workers"].max()
+    projected = guesses[(guesses["target"] == "global") & (guesses["guess"] != "frozen")]
+    bars(middle, accuracies[accuracies["workers"] == largest], BARS, "mean", "deviation")
+    bars(right, projected, GUESSES, "test_accuracy", "test_accuracy_deviation")
+    titles = [f"{largest} workers on a ring", "their averaged model", "forward gradients"]
+    style.panel((left, middle, right), titles)
+    style.footer(figure, f"scale {sources.plan.scale.name}, means over seeds; bands: range, bars: standard deviation")
+    return figure
+
+
+def digest(sources: Sources) -> str:
+    """Of the numbers that the picture shows."""
+    folder = sources.figures / sources.plan.scale.name
+    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in DRAWN_FROM)).hexdigest()
+
+
+def stale(sources: Sources) -> list[Path]:
+    """What does not say what the shipped results say."""
+    old = [path for path, text in pages(sources).items() if path.read_text() != text]
+    if not PICTURE.is_file():
+        return [*old, PICTURE]
+    with Image.open(PICTURE) as image:
+        return old if image.info.get("Source") == digest(sources) else [*old, PICTURE]
+
+
+def write(sources: Sources) -> list[Path]:
+    """Renew all that is stale; returns its paths."""
+    old, texts = stale(sources), pages(sources)
+    for path in old:
+        if path == PICTURE:
+            overview(sources).savefig(path, dpi=200, bbox_inches="tight", metadata={"Source": digest(sources)})
+        else:
+            path.write_text(texts[path])
+    return old

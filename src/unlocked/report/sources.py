@@ -1,0 +1,108 @@
+"""What reports read: a scale's plan, the records that are there, and the results that came with this version.
+
+Who trained nothing has the shipped table of runs (`<figures>/<scale>/runs.csv`), figures, tables and verdicts. A run
+that is recorded here counts before the same run in that table.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from unlocked.artifact import config, record
+from unlocked.artifact.build import records_there
+from unlocked.artifact.plan import CLAIMS, Item, Plan
+from unlocked.errors import DataError
+from unlocked.items.frames import Frames
+from unlocked.vision.data import DATASETS
+
+SHIPPED = "shipped with this version"
+SCALES = ("quick", "reduced", "paper")  # in the order in which pages show them
+COLUMNS = {  # of the table of runs, by their names in `Frames`
+    "counts.gradients": "gradients", "counts.communications": "communications", "wall_seconds": "seconds",
+    "dirty": "modified", "data.name": "data", "data_checksum": "data_sha256",
+}  # fmt: skip
+
+
+def shipped(path: Path) -> pd.DataFrame:
+    """The table of runs as `Frames.runs` has it, with `items`, a list of names; no rows where there is no file."""
+    if not path.is_file():
+        return pd.DataFrame()
+    try:
+        rows = pd.read_csv(path).rename(columns={old: new for new, old in COLUMNS.items()}).set_index("run")
+        versions = rows[["python", "torch"]].to_dict("records")
+        rows["hardware"] = [{"processor": name} for name in rows["processor"]]
+        rows["data_source"] = [DATASETS[name].title if name in DATASETS else "none" for name in rows["data.name"]]
+        rows["data.name"] = rows["data.name"].replace("none", None)
+        columns = {"diverged": rows["status"] == "diverged", "items": rows["items"].str.split(), "versions": versions}
+        return rows.assign(**columns, shipped=True, **{"runtime.device": "cpu"})
+    except (ValueError, KeyError) as error:
+        raise DataError(f"{path}: no table of runs ({type(error).__name__}: {error})") from None
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where reports read, and the plan that says what there should be."""
+
+    plan: Plan
+    results: Path
+    figures: Path
+
+    @cached_property
+    def frames(self) -> Frames:  # the finished runs of the plan, in its order
+        return record.frames(records_there(self.plan.runs, self.plan, self.results))
+
+    @cached_property
+    def runs(self) -> Frames:
+        """Every run of which something is known; those that are not recorded here have no history."""
+        own = self.frames.runs
+        wanted = [[item.name for item in self.plan.wanted_by[name]] for name in own.index]
+        own = own.assign(items=pd.Series(wanted, own.index, dtype=object), shipped=False)
+        more = shipped(self.table_of_runs)
+        more = more[~more.index.isin(own.index)]
+        both = [frame for frame in (own, more) if len(frame)]
+        return Frames(pd.concat(both) if both else own, self.frames.history)
+
+    def runs_of(self, item: Item) -> pd.DataFrame:
+        """Those that an item reads: recorded here, or else what was shipped with it."""
+        runs = self.runs.runs
+        if runs.empty:
+            return runs
+        own = runs[runs["items"].map(lambda names: item.name in names).astype(bool)]
+        return own if own["shipped"].all() else own[~own["shipped"].astype(bool)]
+
+    def beside(self) -> list[Sources]:
+        """All scales of which something stands in the folder of figures, this one among them."""
+        names = dict.fromkeys((*SCALES, *config.scale_names()))
+        there = [name for name in names if (self.figures / name).is_dir() or name == self.plan.scale.name]
+        return [self if name == self.plan.scale.name else self.at(name) for name in there]
+
+    def at(self, scale: str) -> Sources:
+        """The same folders, another scale."""
+        return Sources(Plan(scale, runtime=self.plan.runtime), self.results, self.figures)
+
+    def frames_of(self, item: Item) -> Frames:
+        return self.frames.where(self.frames.runs.index.isin(item.runs))
+
+    def items(self, paper: str) -> list[Item]:
+        """The items of a paper, or those about the claims, in the order of their configs."""
+        return [item for item in self.plan.items.values() if item.paper == paper]
+
+    @property
+    def table_of_runs(self) -> Path:
+        return self.figures / self.plan.scale.name / "runs.csv"
+
+    @property
+    def verdicts(self) -> Path:
+        return self.figures / self.plan.scale.name / CLAIMS / "verdicts.csv"
+
+    def command(self, target: str) -> str:
+        """What a reader types to build something: the target at this scale, with the settings that shape results."""
+        words = ["python3", "reproduce.py", target, "--config", f"scale={self.plan.scale.name}"]
+        words += [f"set={' '.join(self.plan.overrides)}"] * bool(self.plan.overrides)
+        device = self.plan.runtime.get("device", "cpu")
+        return shlex.join(words + [f"device={device}"] * (device != "cpu"))

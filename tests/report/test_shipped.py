@@ -1,0 +1,73 @@
+"""What a reader sees who trained nothing: the results that came with this version, with durations, data and seeds."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from unlocked import cli
+from unlocked.artifact.config import ROOT
+from unlocked.artifact.plan import Plan
+from unlocked.errors import DataError
+from unlocked.report import page, runs
+from unlocked.report.sources import Sources, shipped
+
+FIGURES = ROOT / "paper_figures"
+TABLE = pd.read_csv(FIGURES / "reduced" / "runs.csv")
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> Sources:
+    """The reduced scale as shipped, no record."""
+    return Sources(Plan("reduced"), tmp_path_factory.mktemp("nothing"), FIGURES)
+
+
+def test_the_page_shows_what_was_shipped(sources: Sources) -> None:
+    """Pictures and tables, the runs with their durations; nothing that was shipped stands there as not trained."""
+    text = page.render(sources)
+    assert re.search(rf"{len(TABLE)} \(\d+ diverged\), shipped with this version", text)
+    for row in TABLE.head(40).itertuples():
+        start = text.index(f'<tr id="{row.run}">')
+        assert f"{row.status}, shipped" in text[start : start + 300]
+        assert f"{row.seconds:.1f} s" in text[start : start + 300]
+    for item in sources.plan.items.values():
+        shown = page.show(item, sources)
+        if shown["built"] and shown["runs"]:
+            assert shown["facts"]["Runs"].endswith("shipped with this version")
+            assert set(shown["facts"]["Seeds"].split(", ")) <= {"0", "1", "2"}
+            assert shown["facts"]["Data"]
+
+
+def test_scales_stand_side_by_side(sources: Sources, tmp_path: Path) -> None:
+    """From another scale's page too: in a fresh clone the page of `quick` has the shipped results beside nothing."""
+    quick = Sources(Plan("quick"), tmp_path, FIGURES)
+    assert {"quick", "reduced"} <= {one.plan.scale.name for one in quick.beside()}
+    assert [row["scales"].keys() & {"reduced"} for row in page.verdict_rows({"reduced": sources})] != []
+    shown = page.columns_of(quick.plan.item("acid_figure_1"), {"quick": quick, "reduced": sources}, quick)
+    assert "reduced" in [column["scale"] for column in shown["columns"]]
+
+
+def test_the_claims_as_shipped(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """The verdicts that stand in the shipped table, and one line that says so."""
+    assert cli.main(["claims", "--scale", "reduced", "--results", str(tmp_path), "--json"]) == 0
+    printed = capsys.readouterr()
+    known = pd.read_csv(FIGURES / "reduced" / "claims" / "verdicts.csv")
+    assert [row["verdict"] for row in json.loads(printed.out)] == known["verdict"].tolist()
+    assert "shipped with this version" in printed.err
+
+
+def test_a_shipped_table_is_not_emptied(sources: Sources) -> None:
+    with pytest.raises(DataError, match="stays as it is"):
+        runs.write(sources, FIGURES / "reduced" / "runs.csv")
+
+
+def test_a_table_that_cannot_be_read(tmp_path: Path) -> None:
+    """One line with its name; none is no table."""
+    assert shipped(tmp_path / "runs.csv").empty
+    (tmp_path / "runs.csv").write_text("run,paper\nx,acid\n")
+    with pytest.raises(DataError, match=r"runs\.csv: no table of runs"):
+        shipped(tmp_path / "runs.csv")
