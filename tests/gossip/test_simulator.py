@@ -204,7 +204,8 @@ def test_mean_of_independent_starts_are_short(tiny_run: Any, train_of: Any) -> N
         lengths[init] = torch.cat([p.detach().flatten() for p in model.parameters() if p.ndim > 1]).norm()
         assert torch.equal(x, x[:1].expand_as(x))
         assert torch.equal(x, training.engine.x_tilde)
-        assert torch.equal(x[0], common.initial_parameters(training.run, training.data))
+        built = common.build_model(training.run, training.data)
+        assert torch.equal(x[0], common.initial_parameters(training.run, training.data, built))
     assert lengths["mean_of_independent"] / lengths["common"] == pytest.approx(1 / 4, rel=0.1)
 
 

@@ -7,7 +7,7 @@ buffers `m`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,7 @@ from unlocked.gossip.workers import Source
 from unlocked.optim import Sgd
 
 TOGETHER = 4096  # vectors up to this length are also updated together, on CPU
+STACK = 2**19  # on CPU, entries of the gradients that are computed as one: what its caches hold
 STATE = ("x", "x_tilde", "m", "read", "last", "steps", "averagings", "losses")
 
 
@@ -43,10 +44,13 @@ class Engine:
         self.rows = list(zip(self.x, self.x_tilde, self.m, strict=True))
         # Long vectors are updated one worker at a time: they stay in the processor's cache meanwhile.
         self.together = batched and (start.is_cuda or start.shape[1] <= TOGETHER)
+        self.most = len(start) if start.is_cuda else max(8, STACK // start.shape[1])
+        self.stack = start.new_empty(min(self.most, len(start)) if batched and not self.together else 0, start.shape[1])
         self.last = np.zeros(len(start))
         self.steps = np.zeros(len(start), np.int64)
         self.averagings = np.zeros((len(start), len(start)), np.int64)
         self.losses = torch.zeros(2, dtype=torch.float64, device=start.device)
+        self.total = self.losses[0]
 
     def execute(self, events: Schedule, computing: np.ndarray, talking: np.ndarray, source: Source) -> None:
         """One level: gradients and communications of distinct workers, by their indices."""
@@ -56,9 +60,12 @@ class Engine:
             self.compute(events.i[computing], events.time[computing], source)
 
     def compute(self, workers: np.ndarray, times: np.ndarray, source: Source) -> None:
-        steps = self.steps[workers].tolist()
-        update = self._compute_together if self.together else self._compute_apart
-        update(workers, steps, times - self.last[workers], [self.sgd.rates[step] for step in steps], source)
+        """A gradient step of distinct workers; of a stack as many together as the processor's cache likes."""
+        elapsed, update = times - self.last[workers], self._compute_together if self.together else self._compute_apart
+        for first in range(0, len(workers), self.most):
+            some = slice(first, first + self.most)
+            steps = self.steps[workers[some]].tolist()
+            update(workers[some], steps, elapsed[some], [self.sgd.rates[step] for step in steps], source)
         self.last[workers] = times
         self.steps[workers] += 1
         self.losses[1] += len(workers)
@@ -66,16 +73,18 @@ class Engine:
     def _compute_together(
         self, workers: np.ndarray, steps: list[int], elapsed: np.ndarray, rates: list[float], source: Source
     ) -> None:
-        rows = torch.from_numpy(workers).long()
-        x, x_tilde, m = self.x[rows], self.x_tilde[rows], self.m[rows]
+        rows = self._rows(workers)
+        x, x_tilde, m = (whole.index_select(0, rows) for whole in (self.x, self.x_tilde, self.m))
         mix_(x, x_tilde, self.constants.eta, self._column(elapsed))
-        gradients, losses = source.stacked(workers.tolist(), steps, x if self.read is self.x else self.read[rows])
+        read = x if self.read is self.x else self.read.index_select(0, rows)
+        gradients, losses = source.stacked(workers.tolist(), steps, read)
         optim.momentum_(m, gradients, x, self.sgd.decay, self.sgd.momentum)
         descend_(x, x_tilde, m, self.constants, self._column(rates))
-        self.x[rows], self.x_tilde[rows], self.m[rows] = x, x_tilde, m
+        for whole, part in ((self.x, x), (self.x_tilde, x_tilde), (self.m, m)):
+            whole.index_copy_(0, rows, part)
         if self.read is not self.x:
-            self.read[rows] = x
-        self.losses[0] += losses.double().sum()
+            self.read.index_copy_(0, rows, x)
+        self.total += losses.double().sum()
 
     def _compute_apart(
         self, workers: np.ndarray, steps: list[int], elapsed: np.ndarray, rates: list[float], source: Source
@@ -93,28 +102,34 @@ class Engine:
 
     def _gradients(self, workers: list[int], steps: list[int], source: Source) -> Iterator[Tensor]:
         if self.batched:
-            gradients, losses = source.stacked(workers, steps, self.read[workers])
-            self.losses[0] += losses.double().sum()
+            read = torch.index_select(self.read, 0, self._rows(workers), out=self.stack[: len(workers)])
+            gradients, losses = source.stacked(workers, steps, read)
+            self.total += losses.double().sum()
             yield from gradients
             return
         for gradient, loss in source.each(workers, steps):
-            self.losses[0] += loss
+            self.total += loss
             yield gradient
 
     def communicate(self, i: np.ndarray, j: np.ndarray, times: np.ndarray) -> None:
         elapsed_i, elapsed_j = times - self.last[i], times - self.last[j]
         if self.together:
-            a, b = torch.from_numpy(i).long(), torch.from_numpy(j).long()
-            one = self.x[a], self.x_tilde[a], self._column(elapsed_i)
-            two = self.x[b], self.x_tilde[b], self._column(elapsed_j)
-            communicate_(one, two, self.constants, self.dynamics)
-            self.x[a], self.x_tilde[a], self.x[b], self.x_tilde[b] = *one[:2], *two[:2]
+            rows = self._rows(i), self._rows(j)
+            sides = [(self.x.index_select(0, row), self.x_tilde.index_select(0, row)) for row in rows]
+            elapsed = self._column(elapsed_i), self._column(elapsed_j)
+            communicate_((*sides[0], elapsed[0]), (*sides[1], elapsed[1]), self.constants, self.dynamics)
+            for row, (x, x_tilde) in zip(rows, sides, strict=True):
+                self.x.index_copy_(0, row, x)
+                self.x_tilde.index_copy_(0, row, x_tilde)
         else:
             for a, b, s, r in zip(i.tolist(), j.tolist(), elapsed_i.tolist(), elapsed_j.tolist(), strict=True):
                 (x_a, tilde_a, _), (x_b, tilde_b, _) = self.rows[a], self.rows[b]
                 communicate_((x_a, tilde_a, s), (x_b, tilde_b, r), self.constants, self.dynamics)
         self.last[i] = self.last[j] = times
         self.averagings[i, j] += 1
+
+    def _rows(self, workers: Any) -> Tensor:
+        return torch.as_tensor(workers, dtype=torch.long, device=self.x.device)
 
     def _column(self, values: Any) -> Tensor:
         return torch.as_tensor(np.asarray(values), dtype=self.x.dtype, device=self.x.device)[:, None]
@@ -149,18 +164,21 @@ def consensus(engine: Engine, time: float) -> tuple[Tensor, dict[str, float]]:
 
     Of x and x_tilde (`_auxiliary`) mixed up to `time`, which is what a gradient at that moment would see; and of x as
     it lies in memory since each worker's last event (`_stored`), which is what an observer of real machines would see.
+    In float64; no more than one worker's vectors are copied at a time.
     """
-    views: dict[str, Callable[[int], Tensor]] = {"": lambda i: engine.now(i, time)[0]}
-    if engine.constants.momentum:
-        views |= {"_auxiliary": lambda i: engine.now(i, time)[1], "_stored": lambda i: engine.x[i]}
-    spreads = {name: spread(len(engine.x), view) for name, view in views.items()}
-    distances = {f"consensus_distance{name}": distance for name, (_, distance) in spreads.items()}
-    return spreads[""][0].to(engine.x.dtype), distances
+    names = ("", "_auxiliary", "_stored") if engine.constants.momentum else ("",)
+    count, long = len(engine.x), torch.float64
+    means = [torch.zeros_like(engine.x[0], dtype=long) for _ in names]
+    totals = [torch.zeros((), dtype=long, device=engine.x.device) for _ in names]
 
+    def views(worker: int) -> tuple[Tensor, ...]:
+        return (*engine.now(worker, time), engine.x[worker])
 
-def spread(count: int, vector: Callable[[int], Tensor]) -> tuple[Tensor, float]:
-    """Mean of `count` vectors, in float64, and their mean squared distance from it; one vector in memory at a time."""
-    mean = torch.zeros_like(vector(0), dtype=torch.float64)
-    for i in range(count):
-        mean += vector(i) / count
-    return mean, sum(float((vector(i) - mean).square().sum()) for i in range(count)) / count
+    for worker in range(count):
+        for mean, view in zip(means, views(worker), strict=False):
+            mean += view / count
+    for worker in range(count):
+        for total, mean, view in zip(totals, means, views(worker), strict=False):
+            total += (view - mean).square_().sum()
+    distances = {f"consensus_distance{name}": float(total) / count for name, total in zip(names, totals, strict=True)}
+    return means[0].to(engine.x.dtype), distances

@@ -17,6 +17,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from unlocked import optim, seeding
+from unlocked.gossip.chain import chain
 from unlocked.gossip.stacked import stacked_gradient
 from unlocked.vision import evaluate
 from unlocked.vision.data import Dataset
@@ -27,13 +28,19 @@ def flat_parameters(model: nn.Module) -> Tensor:
     return parameters_to_vector(model.parameters()).detach()
 
 
+def pieces_of(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
+    """Views of a flat vector (d,) in the shapes of `parameters`."""
+    parts = flat.split([parameter.numel() for parameter in parameters])
+    return [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
+
+
 def bind(model: nn.Module, flat: Tensor, gradient: Tensor | None = None) -> None:
     """Let the parameters of `model` (and their gradients) be views of flat vectors."""
     vector_to_parameters(flat, model.parameters())
     if gradient is not None:
-        pieces = gradient.split([p.numel() for p in model.parameters()])
-        for parameter, piece in zip(model.parameters(), pieces, strict=True):
-            parameter.grad = piece.view_as(parameter)
+        parameters = list(model.parameters())
+        for parameter, piece in zip(parameters, pieces_of(gradient, parameters), strict=True):
+            parameter.grad = piece
 
 
 def copy_buffers_(model: nn.Module, buffers: dict[str, Tensor]) -> None:
@@ -87,7 +94,7 @@ class Source:
     """Where gradients come from: networks on data, or a quadratic problem."""
 
     def stacked(self, workers: list[int], steps: list[int], vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradients (k, d) and losses (k,) of one step of each of k workers, at k vectors."""
+        """Gradients (k, d), used before the next call, and losses (k,) of one step of k workers, at k vectors."""
         raise NotImplementedError
 
     def each(self, workers: list[int], steps: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
@@ -99,8 +106,9 @@ class Source:
 class Networks(Source):
     """Gradients of the workers' networks on their data.
 
-    With `vectors` (n, d), every worker has a copy of `model` whose parameters are views of its row, and BatchNorm
-    statistics of its own. Without, gradients are computed for a stack of vectors at once. `clip`: their largest norm.
+    `vectors` (n, d) is what gradients of one worker after the other are taken at. One network goes from worker to
+    worker: its parameters become views of the worker's row, its buffers the worker's own BatchNorm statistics.
+    `clip`: the largest norm of a gradient. `written_out`: whether a multilayer perceptron goes without autograd.
     """
 
     def __init__(
@@ -108,42 +116,62 @@ class Networks(Source):
         model: nn.Module,
         data: Dataset,
         streams: Streams,
-        workers: int,
-        vectors: Tensor | None = None,
+        vectors: Tensor,
         clip: float | None = None,
+        *,
+        written_out: bool = True,
     ) -> None:
-        self.data, self.streams, self.workers, self.clip = data, streams, workers, clip
-        self.models: list[nn.Module] = []
-        self.stacked_gradient = stacked_gradient(copy.deepcopy(model).train())
-        if vectors is not None:
-            self.gradient = torch.zeros_like(vectors[0])
-            self.models = [copy.deepcopy(model).train() for _ in vectors]
-            for row, replica in zip(vectors, self.models, strict=True):
-                bind(replica, row)
-        self.parameters = [list(own.parameters()) for own in self.models]
+        self.data, self.streams, self.clip = data, streams, clip
+        self.model = copy.deepcopy(model).train()
+        self.stacked_gradient = stacked_gradient(self.model)
+        self.chain = chain(self.model) if written_out else None
+        self.gradient, self.stack = torch.zeros_like(vectors[0]), vectors[:0]  # what `one` and `stacked` write to
+        self.parameters = list(self.model.parameters())
+        self.own = [pieces_of(row, self.parameters) for row in vectors]
+        self.into = pieces_of(self.gradient, self.parameters)
+        self.named_buffers = dict(self.model.named_buffers())
+        self.statistics = [{name: b.clone() for name, b in self.named_buffers.items()} for _ in vectors]
+        self.at: int | None = None  # the worker at whose parameters the network is
 
     def one(self, worker: int, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         """Gradient (d,), in a buffer that the next call overwrites, and loss of one worker's network."""
-        loss = cross_entropy(self.models[worker](batch[0]), batch[1])
-        pieces = torch.autograd.grad(loss, self.parameters[worker])
-        torch.cat([piece.flatten() for piece in pieces], out=self.gradient)
+        if self.chain is not None:
+            loss = self.chain.gradient_of_pieces_(self.own[worker], *batch, self.into)
+        else:
+            loss = cross_entropy(self.network(worker)(batch[0]), batch[1])
+            pieces = torch.autograd.grad(loss, self.parameters)
+            torch.cat([piece.flatten() for piece in pieces], out=self.gradient)
         return optim.clip_(self.gradient, self.clip), loss.detach()
+
+    def network(self, worker: int) -> nn.Module:
+        """The network, at a worker's parameters and statistics."""
+        if worker != self.at:
+            for parameter, piece in zip(self.parameters, self.own[worker], strict=True):
+                parameter.data = piece
+            for name, buffer in self.named_buffers.items():
+                buffer.data = self.statistics[worker][name]
+            self.at = worker
+        return self.model
 
     def each(self, workers: list[int], steps: list[int]) -> Iterator[tuple[Tensor, Tensor]]:
         images, labels = self.streams.batches(self.data, workers, steps)
         return map(self.one, workers, zip(images, labels, strict=True))
 
     def stacked(self, workers: list[int], steps: list[int], vectors: Tensor) -> tuple[Tensor, Tensor]:
-        gradients, losses = self.stacked_gradient(vectors, *self.streams.batches(self.data, workers, steps))
+        if len(self.stack) < len(workers):
+            self.stack = torch.empty_like(vectors)
+        gradients = self.stack[: len(workers)]
+        losses = self.stacked_gradient(vectors, *self.streams.batches(self.data, workers, steps), gradients)
         return optim.clip_(gradients, self.clip), losses
 
     def buffers(self) -> list[dict[str, Tensor]]:
         """BatchNorm statistics of every worker, not copied."""
-        return [buffers_of(model) for model in self.models] or [{}] * self.workers
+        return self.statistics
 
     def restore(self, buffers: Sequence[dict[str, Tensor]]) -> None:
-        for model, own in zip(self.models, buffers, strict=False):
-            copy_buffers_(model, own)
+        for own, kept in zip(self.statistics, buffers, strict=True):
+            for name, buffer in own.items():
+                buffer.copy_(kept[name])
 
 
 @dataclass(frozen=True)

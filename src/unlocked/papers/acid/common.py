@@ -22,14 +22,14 @@ def build_model(run: NetworkRun, data: Dataset, seed: int | None = None) -> nn.M
     return models.build(run.model.name, **shape, width=run.model.width, seed=chosen).to(run.runtime.device)
 
 
-def initial_parameters(run: NetworkRun, data: Dataset) -> Tensor:
-    """The vector (d,) that all workers start from.
+def initial_parameters(run: NetworkRun, data: Dataset, model: nn.Module) -> Tensor:
+    """The vector (d,) that all workers start from; `model` is the run's network as it was built.
 
     `common`: one draw. `mean_of_independent`: the average of one draw per worker, as the released code has it, which
     shrinks the norm of the weights by the square root of the number of workers.
     """
     if getattr(run, "init", "common") == "common":
-        return flat_parameters(build_model(run, data))
+        return flat_parameters(model)
     seeds = [seeding.integer(run.seed, "independent initialisation", worker) for worker in range(run.workers)]
     return torch.stack([flat_parameters(build_model(run, data, seed)) for seed in seeds]).mean(0)
 

@@ -8,11 +8,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch.nn.functional import cross_entropy
 
 from unlocked import optim
 from unlocked.gossip import clock as clocks
-from unlocked.gossip.workers import bind, buffers_of, copy_buffers_, flat_parameters
+from unlocked.gossip.workers import Networks, flat_parameters
 from unlocked.papers.acid import common
 from unlocked.papers.acid.settings import AllReduce
 from unlocked.papers.base import Measurement, spans
@@ -31,15 +30,15 @@ class AllReduceTraining:
 
     def __init__(self, run: AllReduce, data: Dataset) -> None:
         self.run, self.data = run, data
-        self.model, self.steps = common.build_model(run, data).train(), run.total_gradients // run.workers
+        model, self.steps = common.build_model(run, data), run.total_gradients // run.workers
         self.streams = common.streams_of(run, data)
-        self.sgd = common.sgd_of(run, self.model, self.steps)
-        self.evaluator = common.evaluator_of(run, common.build_model(run, data), data)
-        self.x = flat_parameters(self.model)
+        self.sgd = common.sgd_of(run, model, self.steps)
+        self.evaluator = common.evaluator_of(run, model, data)
+        self.x = flat_parameters(model)
         self.gradient, self.m = torch.zeros_like(self.x), torch.zeros_like(self.x)
-        bind(self.model, self.x, self.gradient)
+        self.networks = Networks(model, data, self.streams, self.x[None])
         self.losses = torch.zeros(2, dtype=torch.float64, device=self.x.device)  # their sum and number
-        at_once = 1 if has_batch_norm(self.model) else max(1, POOLED_IMAGES // run.optim.batch_size)
+        at_once = 1 if has_batch_norm(model) else max(1, POOLED_IMAGES // run.optim.batch_size)
         self.groups = [range(run.workers)[first : first + at_once] for first in range(0, run.workers, at_once)]
         self.cuts = spans(self.steps, run.evaluation.points)
         self.spans = len(self.cuts)
@@ -61,10 +60,10 @@ class AllReduceTraining:
         self.gradient.zero_()
         for group in self.groups:
             images, labels = self.streams.batches(self.data, group, [number] * len(group))
-            loss = cross_entropy(self.model(images.flatten(0, 1)), labels.flatten())
+            gradient, loss = self.networks.one(0, (images.flatten(0, 1), labels.flatten()))
             share = len(group) / self.run.workers
-            (loss * share).backward()
-            self.losses[0] += loss.detach() * share
+            self.gradient.add_(gradient, alpha=share)
+            self.losses[0] += loss * share
         optim.clip_(self.gradient, self.run.optim.clip)
         optim.momentum_(self.m, self.gradient, self.x, self.sgd.decay, self.sgd.momentum)
         self.x -= self.sgd.rates[number] * self.m
@@ -74,7 +73,7 @@ class AllReduceTraining:
         return math.isfinite(self.losses[0])
 
     def measure(self, spans: int) -> Measurement:
-        metrics = self.evaluator.averaged(self.x, [buffers_of(self.model)])
+        metrics = self.evaluator.averaged(self.x, self.networks.buffers())
         if (loss := optim.mean_loss_(self.losses)) is not None:
             metrics["train_loss"] = loss
         gradients, time = self.done * self.run.workers, self.ends[self.done]
@@ -85,11 +84,11 @@ class AllReduceTraining:
         return {"gradients": self.done * self.run.workers, "gradients_per_worker": [self.done] * self.run.workers}
 
     def state(self) -> dict[str, Any]:
-        buffers = buffers_of(self.model)
+        buffers = self.networks.buffers()
         return {"x": self.x, "m": self.m, "losses": self.losses, "buffers": buffers, "done": self.done}
 
     def restore(self, state: dict[str, Any]) -> None:
         for own, value in ((self.x, state["x"]), (self.m, state["m"]), (self.losses, state["losses"])):
             own.copy_(value)
-        copy_buffers_(self.model, state["buffers"])
+        self.networks.restore(state["buffers"])
         self.done = state["done"]

@@ -15,10 +15,10 @@ from unlocked import seeding
 from unlocked.gossip import clock as clocks
 from unlocked.gossip import schedule as schedules
 from unlocked.gossip import topology
+from unlocked.gossip.chain import chain
 from unlocked.gossip.quadratic import Quadratic
 from unlocked.gossip.schedule import COMMUNICATION, Schedule
 from unlocked.gossip.simulator import Engine, consensus
-from unlocked.gossip.stacked import chain
 from unlocked.gossip.workers import Networks, Source
 from unlocked.optim import Sgd, mean_loss_
 from unlocked.papers.acid import common
@@ -73,7 +73,8 @@ class GossipTraining(Simulated):
 
     def __init__(self, run: Baseline, data: Dataset) -> None:
         self.run, self.data = run, data
-        model, start = common.build_model(run, data), common.initial_parameters(run, data)
+        model = common.build_model(run, data)
+        start = common.initial_parameters(run, data, model)
         graph = topology.build(run.graph, run.workers, run.seed)
         options = {"clock": run.clock, "message": clocks.message_time(run.clock, 4 * len(start))}
         events = schedules.PAIRINGS[run.pairing](graph, run.rate, run.total_gradients, run.seed, **options)
@@ -86,8 +87,7 @@ class GossipTraining(Simulated):
             read_at_start=run.gradient_read == "start",
         )
         self.streams = common.streams_of(run, data)
-        vectors = None if engine.batched else engine.read
-        self.networks = Networks(model, data, self.streams, run.workers, vectors, run.optim.clip)
+        self.networks = Networks(model, data, self.streams, engine.read, run.optim.clip)
         self.evaluator = common.evaluator_of(run, model, data)
         self.disagreement = common.disagreement_of(run, model, data)
         cuts = events.cut(evaluation_points(events.gradients, run.evaluation.points))

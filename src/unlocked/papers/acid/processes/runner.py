@@ -75,8 +75,10 @@ class Runner:
         self.streams = common.streams_of(here, self.data)
         self.vectors = Vectors(self.begin.start.to(device), constants_of(here), dynamics_of(here))
         model = common.build_model(here, self.data)
-        # the parameters of this worker's network are views of the copy that gradients are taken at
-        self.networks = Networks(model, self.data, self.streams, 1, self.vectors.read[None], here.optim.clip)
+        # the parameters of this worker's network are views of the copy that gradients are taken at; by autograd, as
+        # DistributedDataParallel's are, so that real times compare methods and nothing else
+        vectors = self.vectors.read[None]
+        self.networks = Networks(model, self.data, self.streams, vectors, here.optim.clip, written_out=False)
         self.sgd = common.sgd_of(here, model, here.total_gradients)
         self.slowdown = here.clock.slow_factor if self.worker < here.clock.slow_workers else 1.0
         self.pause = 0.0  # seconds that a slow worker sleeps at every gradient; known after the warm-up

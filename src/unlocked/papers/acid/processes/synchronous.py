@@ -32,7 +32,7 @@ class Synchronous(Runner):
             timeout=timedelta(seconds=runtime.timeout),
         )
         self.flat_gradient = torch.zeros_like(self.vectors.x)
-        model = self.networks.models[0]
+        model = self.networks.network(0)
         bind(model, self.vectors.x, self.flat_gradient)
         with warnings.catch_warnings():  # torch 2.14 prefers a name that 2.11 does not have
             warnings.simplefilter("ignore", FutureWarning)

@@ -72,8 +72,9 @@ class ProcessTraining:
         self.total = run.total_gradients
         self.bounds = [0, *evaluation_points(self.total, run.evaluation.points)]
         self.spans = len(self.bounds) - 1
-        self.start = common.initial_parameters(run, data).cpu()
-        self.evaluator = common.evaluator_of(run, model := common.build_model(run, data), data)
+        model = common.build_model(run, data)
+        self.start = common.initial_parameters(run, data, model).cpu()
+        self.evaluator = common.evaluator_of(run, model, data)
         self.disagreement = common.disagreement_of(run, model, data)
         self.constants = constants_of(run)
         self.coordinator: Coordinator | None = None
