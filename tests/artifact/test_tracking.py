@@ -73,6 +73,19 @@ def test_wandb_knows_the_run(tracked: Record) -> None:
         assert found["summary"][metric] == pytest.approx(value)
 
 
+def test_wandb_draws_against_epochs(tracked: Record) -> None:
+    """Every metric by default; and the machine's load is not followed unless somebody asks for it."""
+    entries = inspect(tracked.folder)
+    axes = {own.get("name") or own["glob_name"]: own.get("step_metric") for own in map(metric_of, entries) if own}
+    assert axes == {"epoch": None, "virtual_time": None, "*": "epoch"}
+    assert "stats" not in {entry["type"] for entry in entries}
+
+
+def metric_of(entry: dict[str, Any]) -> dict[str, Any]:
+    """What an entry says of a metric; empty if it is about something else."""
+    return entry["metric"] if entry["type"] == "metric" else {}
+
+
 def test_disabled_writes_no_wandb_folder(tiny_run: MakeRun, trained: Callable, tracked: Record, tmp_path: Path) -> None:
     """Nothing of W&B in the results or the working folder; with and without it the record is the same."""
     before = set(Path.cwd().iterdir())
