@@ -3,7 +3,7 @@
 import json
 
 CODE, PAGE = flow.config.ROOT / "src/unlocked/report", flow.config.ROOT / "workflow/report"
-REPORT_FILES = [*sorted(CODE.glob("*.py")), PAGE / "page.html.j2", PAGE / "page.css"]
+REPORT_FILES = [*sorted(CODE.glob("*.py")), *(PAGE / name for name in ("page.html.j2", "page.css", "page.js"))]
 
 
 rule runs:
