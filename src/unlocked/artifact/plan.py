@@ -281,9 +281,10 @@ class Plan:
         building one item of a paper trains what it needs and no more. The claims, which read a little of everything,
         do not cut jobs into smaller ones.
         """
-        groups: dict[tuple[str, str, tuple[str, ...]], list[str]] = {}
+        groups: dict[tuple[Any, ...], list[str]] = {}
         for name, run in self.runs.items():
-            wanted = tuple(item.name for item in self.wanted_by[name] if item.paper != CLAIMS)
+            readers = self.wanted_by[name]  # none: a run of the pilot alone
+            wanted = tuple(item.name for item in readers if item.paper != CLAIMS) or bool(readers)
             groups.setdefault((run.paper, run.trainer, wanted), []).append(name)
         jobs: dict[str, Batch] = {}
         for (paper, trainer, _), names in groups.items():
