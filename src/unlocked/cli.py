@@ -155,12 +155,13 @@ def runs(arguments: argparse.Namespace) -> None:
 
 
 def show_power(arguments: argparse.Namespace, plan: Plan) -> None:
-    """By the pilot's seeds where the scale has them: what a claim is judged by should not choose its seeds."""
+    """By the seeds that are there, the pilot's among them."""
     from unlocked.report import power
 
     head = plan.scale.head
     if head.pilot_seeds:
-        arguments.set = [*arguments.set, f"seeds={list(head.pilot_seeds)}", "claim_seeds=[]"]
+        seeds = [*head.pilot_seeds, *(head.claim_seeds or head.seeds)]
+        arguments.set = [*arguments.set, f"claim_seeds={seeds}"]
     sources = read_sources(arguments, ["claims_verdicts"])
     count = len(head.claim_seeds or head.seeds)
     print(power.as_markdown(power.table(sources.plan.claims, sources.frames, count), count))

@@ -310,9 +310,10 @@ def test_power_is_the_share_of_experiments_that_find_the_effect() -> None:
 
 
 def test_the_table_of_power_says_how_many_seeds_each_part_needs() -> None:
-    """By the spread that is there, for the effect and for the margin; a part without runs is left out."""
-    claim = claim_of(pairs((1.0, 0.5), (1.0, 0.7), (1.0, 0.6)), margin=0.1)
-    [row] = power.table({"A1": claim}, frames(*pairs((1.0, 0.5), (1.0, 0.7), (1.0, 0.6))), 10).itertuples(index=False)
+    """By the spread over the seeds that are there, for effect and margin; a part without runs is left out."""
+    runs = pairs((1.0, 0.5), (1.0, 0.7), (1.0, 0.6), (1.0, 9.0))
+    claim = claim_of(runs, margin=0.1)
+    [row] = power.table({"A1": claim}, frames(*runs[:-1]), 10).itertuples(index=False)
     logs = np.log([0.5, 0.7, 0.6])
     assert row[2:5] == pytest.approx((3, math.exp(logs.mean()), logs.std(ddof=1)))
     assert row[5] == inference.seeds_for(-logs.mean(), logs.std(ddof=1))

@@ -21,13 +21,25 @@ HEADER = ("claim", "part", "seeds", "effect", "deviation", "seeds: effect", "see
 
 
 def table(all_claims: Mapping[str, Claim], frames: Frames, seeds: int) -> pd.DataFrame:
-    """A row per part whose effect has a deviation: seeds for a power of .8, and what a number of seeds detects."""
+    """A row per part that has runs: seeds for a power of .8, and what a number of seeds detects."""
     rows = []
     for name, claim in all_claims.items():
         evidence = Evidence.of(claim.runs, frames)
-        known = [(key, part, claims.effect_of(part, evidence)[0]) for key, part in claim.parts.items()]
+        known = [(key, part, effect_so_far(part, evidence)) for key, part in claim.parts.items()]
         rows += [(name, key, *needed(part, effect, seeds)) for key, part, effect in known if effect.seeds]
     return pd.DataFrame(rows, columns=list(HEADER))
+
+
+def effect_so_far(part: Part, evidence: Evidence) -> Effect:
+    """Of the seeds whose runs are there: this is no verdict."""
+    seeds = [
+        seed for seed in evidence.frames.values("seed") if claims.effect_of(part, of_seed(evidence, seed))[0].seeds
+    ]
+    return claims.effect_of(part, of_seed(evidence, seeds))[0] if seeds else Effect()
+
+
+def of_seed(evidence: Evidence, seed: int | list[int]) -> Evidence:
+    return Evidence(evidence.frames.select(seed=seed))
 
 
 def needed(part: Part, effect: Effect, seeds: int) -> tuple[object, ...]:

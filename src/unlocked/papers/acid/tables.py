@@ -209,6 +209,7 @@ def conditions(context: Context) -> Table:
     notes = (
         "Distance: consensus distance, mean over the training, relative to the baseline at one communication "
         f"per gradient with the same seed; below 1 is better. {OVER_SEEDS}.",
+        context.learning_rates(frames, "optim.momentum", "row"),
     )
     numbers = shown[shown["row"] != "rate 1"].rename(columns=renamed)
     numbers = numbers[["sgd_momentum", "partition", "row", "ratio", "deviation", "runs", "workers", "average"]]
@@ -230,9 +231,10 @@ def quadratic(context: Context) -> Table:
 def heterogeneous_data(context: Context) -> Table:
     metrics = ("test_accuracy", "worker_test_accuracy_mean", "worker_test_accuracy_min")
     headers = ("average (%)", "workers, mean (%)", "workers, worst (%)")
-    shown = context.frames.labelled(GRAPH_ROWS).summary(["row", "method", "graph"], *metrics)
+    frames = context.frames.labelled(GRAPH_ROWS)
+    shown = frames.summary(["row", "method", "graph"], *metrics)
     cells = dict(zip(headers, map(mean_deviation, metrics), strict=True))
-    notes = (f"{OVER_SEEDS}. Under AR-SGD every worker is the average.",)
+    notes = (f"{OVER_SEEDS}. Under AR-SGD every worker is the average.", context.learning_rates(frames, "row"))
     numbers = shown.drop(columns="row")
     return tabulate(shown, "{row}", cells, corner="test accuracy", notes=notes, numbers=numbers)
 

@@ -60,17 +60,19 @@ def accuracy(context: Context) -> Table:
     numbers = frames.summary(["method", "target", "guess", "space", "averaged", "auxiliary"], *ACCURACIES)
     parts = [numbers[numbers["auxiliary"].isin([kind, "none"])].assign(kind=kind) for kind in kinds]
     shown = pd.concat(parts).set_index("method").loc[numbers["method"].unique()].reset_index()
-    notes = (SEEDS_NOTE, "Backpropagation and random guesses at the global target use no auxiliary net.", FROZEN_NOTE)
+    headless = "Backpropagation and random guesses at the global target use no auxiliary net."
+    notes = (SEEDS_NOTE, headless, FROZEN_NOTE, context.learning_rates(frames, "method"))
     return tabulate(shown, "{method}", {"{kind} auxiliary": ACCURACY}, corner=CORNER, notes=notes, numbers=numbers)
 
 
 def noise(context: Context) -> Table:
-    numbers = by_method(context.frames).summary(["method", "distribution"], *ACCURACIES)
+    frames = by_method(context.frames)
+    numbers = frames.summary(["method", "distribution"], *ACCURACIES)
     drawn = numbers.dropna(subset="distribution")["distribution"].unique()
     control = [numbers[numbers["distribution"].isna()].assign(distribution=name) for name in drawn]
     shown = pd.concat([*control, numbers.dropna(subset="distribution")])
     shown = shown.assign(title=shown["distribution"].str.capitalize())
-    notes = (SEEDS_NOTE, FROZEN_NOTE)
+    notes = (SEEDS_NOTE, FROZEN_NOTE, context.learning_rates(frames, "method"))
     return tabulate(shown, "{method}", {"{title}": ACCURACY}, corner=CORNER, notes=notes, numbers=numbers)
 
 
@@ -82,7 +84,7 @@ def aligned_auxiliary(context: Context) -> Table:
     numbers = frames.summary(["method"], *ACCURACIES, "cosine")
     cells = {"accuracy, %": ACCURACY, "cosine": mean_deviation("cosine", ".3f", 1.0)}
     exact = "Backpropagation's guess is the target, so that its cosine is 1; so is local learning's."
-    notes = (SEEDS_NOTE, exact, FROZEN_NOTE)
+    notes = (SEEDS_NOTE, exact, FROZEN_NOTE, context.learning_rates(frames, "method"))
     return tabulate(numbers, "{method}", cells, corner="method", notes=notes)
 
 
