@@ -22,6 +22,7 @@ from unlocked.papers import PAPERS
 from unlocked.papers.run import Run
 
 settings.register_profile("steady", deadline=None, derandomize=True, max_examples=40)
+settings.register_profile("many", settings.get_profile("steady"), max_examples=2000)  # --hypothesis-profile=many
 settings.load_profile("steady")
 
 TINY = {"workers": 4, "optim.epochs": 1, "evaluation.points": 3, "evaluation.train_limit": 100, "data.test_limit": 100}

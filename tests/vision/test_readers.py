@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 import pickle
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -138,7 +139,12 @@ def test_imagenet32(tmp_path: Path, refused, train: str, protocol: int) -> None:
     refused(data.load, "imagenet32", tmp_path, parts=("1281167",))
 
 
-def batch(shape: tuple[int, ...], labels: list[int], kind: type = np.uint8) -> bytes:
+def nested(depth: int) -> list:
+    """A list that unfolds to 2**depth numbers and takes a few bytes for each level."""
+    return [1, 2] if depth == 1 else [nested(depth - 1)] * 2
+
+
+def batch(shape: tuple[int, ...], labels: list, kind: type = np.uint8) -> bytes:
     return pickle.dumps({"data": np.zeros(shape, kind), "labels": labels})
 
 
@@ -147,6 +153,7 @@ def batch(shape: tuple[int, ...], labels: list[int], kind: type = np.uint8) -> b
     [
         (T10K, lambda content: content[: len(content) // 2], "damaged"),
         (T10K, lambda content: b"not a gzip file", "damaged"),
+        (T10K, lambda content: gzip.compress(bytes(60_000_000), 9), "unpacks to more than"),
         (T10K, lambda content: gzip.compress(gzip.decompress(content)[:-3]), "damaged"),
         (T10K, lambda content: gzip.compress(b""), "damaged"),
         (T10K, lambda content: gzip.compress(b"\x89PNG" + gzip.decompress(content)[4:]), "IDX"),
@@ -154,6 +161,18 @@ def batch(shape: tuple[int, ...], labels: list[int], kind: type = np.uint8) -> b
             (b"\x80\x02c_codecs\nencode\nX\x01\x00\x00\x00aX\x03\x00\x00\x00bz2\x86R.", "bz2"),
             (b"", "damaged"),
             (b"no pickle", "damaged"),
+            # a few bytes that would cost gigabytes
+            (b"\x80\x04\x8e" + (3 << 30).to_bytes(8, "little") + b".", "damaged"),  # bytes without end
+            (b"\x80\x04\x95" + (3 << 30).to_bytes(8, "little") + b".", "damaged"),  # a frame
+            (b"\x80\x02}r" + (1 << 30).to_bytes(4, "little") + b".", "room for"),  # a memo
+            (b"\x80\x02cnumpy\nndarray\nJ" + (3 << 29).to_bytes(4, "little") + b"\x85R.", "damaged"),
+            (b"\x80\x02cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nJ" + (3 << 29).to_bytes(4, "little")
+             + b"\x85U\x01b\x87R.", "without content"),
+            (b"\x80\x02cnumpy.core.multiarray\nscalar\ncnumpy\ndtype\nU\x0bV3000000000\x85R\x85R.", "scalar"),
+            (batch((2, 3072), nested(30)), "whole numbers"),
+            (pickle.dumps({"data": nested(30), "labels": [1, 2]}), "damaged"),
+            (b"\x80\x02X" + (2).to_bytes(4, "little") + b"aaq\x00" + 99 * (
+                b"c_codecs\nencode\nh\x00U\x06latin1\x86R") + b".", "99 functions"),
             (pickle.dumps({"labels": [1]}), "damaged"),
             (pickle.dumps([1, 2]), "damaged"),
             (batch((2, 3072), [1, 2], np.float32), "damaged"),
@@ -173,6 +192,23 @@ def test_damaged_files_are_named(
     path.write_bytes(damage(path.read_bytes()))
     name = "fashion_mnist" if file == T10K else "imagenet32"
     refused(data.load, name, tmp_path, verify=False, parts=(path, reason))
+
+
+def test_memory_is_bounded_by_the_file(tmp_path: Path, refused) -> None:
+    """A few bytes that ask for gigabytes are refused before these are there."""
+    costs = [
+        b"\x80\x04\x8e" + (3 << 30).to_bytes(8, "little") + b".",
+        b"\x80\x02}r" + (1 << 28).to_bytes(4, "little") + b".",
+        b"\x80\x02cnumpy\nndarray\nJ" + (3 << 29).to_bytes(4, "little") + b"\x85R.",
+    ]
+    write_batches(tmp_path, IMAGENET32, 1, 1000)
+    for content in costs:
+        (tmp_path / IMAGENET32[0]).write_bytes(content)
+        tracemalloc.start()
+        refused(data.load, "imagenet32", tmp_path, verify=False, parts=(IMAGENET32[0],))
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 20_000_000
 
 
 class Malicious:

@@ -77,12 +77,14 @@ def resolved(entries: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
 class ScaleHead(Settings):
     """What a scale says of everything."""
 
-    name: str = setting("quick", "its name, and that of its file", pattern=r"[a-z0-9_]+")
+    name: str = setting("quick", "its name, and that of its file", pattern=r"[a-z0-9_]{1,60}")
     about: str = setting("", "one line for captions and reports")
-    seeds: tuple[int, ...] = setting((0,), "of every grid point", least=0, nonempty=True)
-    claim_seeds: tuple[int, ...] = setting((), "of the runs that claims read; none: as `seeds`", least=0)
-    pilot_seeds: tuple[int, ...] = setting((), "of the runs that choose learning rates", least=0)
-    runs_per_job: int = setting(1, "runs that one job trains in one process", least=1)
+    seeds: tuple[int, ...] = setting((0,), "of every grid point", least=0, most=2**63 - 1, nonempty=True)
+    claim_seeds: tuple[int, ...] = setting(
+        (), "of the runs that claims read; none: as `seeds`", least=0, most=2**63 - 1
+    )
+    pilot_seeds: tuple[int, ...] = setting((), "of the runs that choose learning rates", least=0, most=2**63 - 1)
+    runs_per_job: int = setting(1, "runs that one job trains in one process", least=1, most=1_000_000)
 
 
 @dataclass(frozen=True)

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+from unlocked.errors import SettingError
 from unlocked.papers.run import Run
+from unlocked.units import human_bytes, human_time
 
 MEMORY_MARGIN = 2.0  # of the estimate, which is good to a factor of about two
 TIME_MARGIN = 3.0
 STARTING_MINUTES = 10  # a node's first import of torch from a network file system, and the data set
+MOST_DAYS = 30  # that a run may be expected to take
+LIMITS = [
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+]  # of a container or a job
 SNAKEMAKE_MB = 500  # of Snakemake itself, which runs twice inside a Slurm job (measured: 2 x 240)
 
 
@@ -37,3 +46,29 @@ def of_job(runs: Sequence[Run], attempt: int = 1) -> Resources:
         tasks=max((run.processes for run in runs), default=1),
         task_gpus=max((run.processes * (run.runtime.kind == "cuda") for run in runs), default=0),
     )
+
+
+def memory_of_machine() -> int:
+    """Bytes of main memory that this process and its children may have."""
+    import psutil
+
+    texts = (path.read_text().strip() for path in LIMITS if path.is_file())
+    return min([psutil.virtual_memory().total, *(int(text) for text in texts if text.isdigit())])
+
+
+def refuse_excess(run: Run, processes: int) -> None:
+    """`SettingError` with the estimate for a run that takes more than this machine has, with `processes` of it here."""
+    cost, have, cores = run.estimate(), memory_of_machine(), os.cpu_count() or 1
+    need, force = cost.memory_mb * 2**20 * processes / run.processes, "or --runtime force=true"
+    if run.runtime.threads > cores:
+        raise SettingError(
+            "runtime.threads", run.runtime.threads, f"this machine has {cores} cores: use as many, {force}"
+        )
+    if need > have:
+        right = (
+            f"takes about {human_bytes(need)} of memory, this machine has {human_bytes(have)}: make it smaller, {force}"
+        )
+        raise SettingError("run", run.id, right)
+    if cost.seconds > MOST_DAYS * 86400:
+        right = f"takes about {human_time(cost.seconds)}, more than {MOST_DAYS} days: make it smaller, {force}"
+        raise SettingError("run", run.id, right)

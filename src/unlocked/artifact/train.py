@@ -20,14 +20,14 @@ from typing import Any
 import torch
 
 from unlocked import places
-from unlocked.artifact import loop, record
+from unlocked.artifact import loop, record, resources
 from unlocked.artifact.record import folder_of
 from unlocked.artifact.tracking import Interrupted, Recorder, Stop
 from unlocked.console import say
 from unlocked.errors import SettingError, storage_error
 from unlocked.papers.base import Training
 from unlocked.papers.run import Data, Run
-from unlocked.units import plural
+from unlocked.units import human_time, plural
 from unlocked.vision import data as vision_data
 from unlocked.vision.data import Dataset
 
@@ -51,13 +51,16 @@ def training_of(run: Run, data: Dataset | None) -> Training:
     return training
 
 
-def check_device(run: Run) -> None:
-    """Refuse a device that this machine does not have, before anything is trained."""
+def check_machine(run: Run) -> None:
+    """Refuse what this machine does not have, before anything is trained: the device, and if not forced, cores, memory
+    and time."""
     device = run.runtime.device
     there = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device != "cpu" and int(device.partition(":")[2] or 0) >= there:
         right = f"this machine has {plural(there, 'usable GPU')}" + ": use cpu" * (there == 0)
         raise SettingError("runtime.device", device, right)
+    if not run.runtime.force:
+        resources.refuse_excess(run, processes=1 if places.place() else run.processes)
 
 
 @contextmanager
@@ -116,6 +119,8 @@ def train_one(run: Run, results: Path, data: Dataset | None, items: Iterable[str
         if record.current(folder, run):
             return False
         record.set_damaged_aside(folder)
+        if (seconds := run.estimate().seconds) > 60:
+            print(f"{run.id} takes about {human_time(seconds)}", flush=True)
         torch.set_num_threads(run.runtime.threads)
         torch.set_deterministic_debug_mode("warn")  # `use_deterministic_algorithms` imports the compiler: a second
         training = training_of(run, data)
@@ -165,7 +170,7 @@ def train_here(runs: Sequence[Run], results: Path, items: Mapping[str, Iterable[
     """Train in this process: all devices and data are checked first, one data set is in memory at a time."""
     waiting = list({run.id: run for run in runs if not record.current(folder_of(results, run), run)}.values())
     for run in waiting:
-        check_device(run)
+        check_machine(run)
     keys = list(dict.fromkeys(map(data_key, waiting)))
     load = functools.lru_cache(maxsize=1)(load_data)
     for key in reversed(keys):  # the first to be used stays loaded

@@ -25,11 +25,13 @@ class Clock(Settings):
 
     law: str = setting("exponential", "of gradient durations; exponential: Poisson clocks", names=lambda: LAWS)
     variation: float = setting(0.3, "gamma: coefficient of variation (deviation / mean)", above=0, most=100)
-    slow_workers: int = setting(0, "the first so many workers are slow", least=0)
+    slow_workers: int = setting(0, "the first so many workers are slow", least=0, most=1_000_000)
     slow_factor: float = setting(2.0, "a slow worker's gradients take so many times as long", least=1, most=1e6)
     gradient_seconds: float = setting(0.1, "mean duration of a gradient of an ordinary worker", above=1e-9, most=1e6)
     latency: float = setting(0.0, "seconds per message", least=0, most=1e6)
-    bandwidth: float | None = setting(None, "bytes per second of a worker's link; null: unlimited", above=0)
+    bandwidth: float | None = setting(
+        None, "bytes per second of a worker's link; null: unlimited", above=1e-6, most=1e15
+    )
 
     def check(self) -> None:
         self.refuse_idle("variation", self.law == "gamma", "law = gamma")

@@ -24,6 +24,7 @@ from unlocked.vision.networks import check_width
 # core (measured with the small nets here and ResNet-18 at width 1) and for one data-centre GPU (float32 with TF32,
 # assumed; not measured).
 THROUGHPUT = {"cpu": 2.0e10, "cuda": 1.5e13}
+MOST = 1_000_000_000  # of anything that is counted and has no narrower range
 OVERHEAD = {"cpu": 4.0e-4, "cuda": 4.0e-3}
 PROCESS_MB = 600  # of a process that has imported torch
 
@@ -55,6 +56,7 @@ class Runtime(Settings):
         names=("same_code", "same_config"),
     )
     verify_data: bool = setting(True, "check the published checksums of downloaded data sets")
+    force: bool = setting(False, "train what is expected to take more time or memory than there is")
 
     @property
     def kind(self) -> str:
@@ -68,8 +70,8 @@ class Data(Settings):
 
     name: str = setting("cifar10", "the data set", names=DATASETS)
     size: int | None = setting(None, "pixels to which images are resized once, when loaded", least=1, most=4096)
-    train_limit: int | None = setting(None, "a fixed random subset of this many training images", least=1)
-    test_limit: int | None = setting(None, "the same for test images", least=1)
+    train_limit: int | None = setting(None, "a fixed random subset of this many training images", least=1, most=MOST)
+    test_limit: int | None = setting(None, "the same for test images", least=1, most=MOST)
     augmentation: str | None = setting(None, "of training batches; null: the data set's own", names=AUGMENTATIONS)
 
     @property
@@ -83,6 +85,11 @@ class Data(Settings):
         return min(self.description.train, self.train_limit or self.description.train)
 
     @property
+    def test_images(self) -> int:
+        """Test images."""
+        return min(self.description.test, self.test_limit or self.description.test)
+
+    @property
     def shape(self) -> dict[str, int]:
         """Classes, channels and pixels, as networks are built for."""
         known = self.description
@@ -92,7 +99,7 @@ class Data(Settings):
     def bytes(self) -> int:
         """Main memory of the images, 0 where they are read from disk batch by batch."""
         shape = self.shape
-        total = self.images + min(self.description.test, self.test_limit or self.description.test)
+        total = self.images + self.test_images
         return total * shape["channels"] * shape["size"] ** 2 if self.description.in_memory else 0
 
 
@@ -114,7 +121,7 @@ class Budget(Settings):
     lr: float = setting(0.1, "base learning rate, before the schedule's factor", above=0, most=1e6)
     momentum: float = setting(0.9, "of the SGD buffer (not the gossip momentum)", least=0, most=1)
     weight_decay: float = setting(5e-4, "weight decay", least=0, most=1e6)
-    batch_size: int = setting(128, "samples per gradient", least=1)
+    batch_size: int = setting(128, "samples per gradient", least=1, most=MOST)
     epochs: float = setting(
         300.0, "passes over the data: epochs * floor(N / batch) gradients in all", above=0, most=1e6
     )
@@ -139,7 +146,9 @@ class Points(Settings):
 class NetworkEvaluation(Points):
     """What is measured of a network in training, and how often."""
 
-    recalibration_batches: int = setting(50, "training batches from which BatchNorm statistics are taken", least=1)
+    recalibration_batches: int = setting(
+        50, "training batches from which BatchNorm statistics are taken", least=1, most=100_000
+    )
 
 
 @dataclass(frozen=True)
@@ -150,7 +159,9 @@ class Run(Settings):
     trainer: ClassVar[str]  # dotted path of the class that trains it; checked when the class is made
     launcher: ClassVar[str | None] = None  # module that lets it run among processes that torchrun or srun started
 
-    scale: str = setting("quick", "the scale that it belongs to, and the folder of its record", pattern=r"[a-z0-9_]+")
+    scale: str = setting(
+        "quick", "the scale that it belongs to, and the folder of its record", pattern=r"[a-z0-9_]{1,60}"
+    )
     seed: int = setting(0, "of every random generator", least=0, most=2**63 - 1)
     study: str = setting("training", "training, or what is studied without one", names=("training",))
     runtime: Runtime = setting(Runtime(), "where and how it is executed")
@@ -218,7 +229,7 @@ class PilotSettings(Settings):
         "settings by method, the first that fits a run counts; of several values the pilot runs the first",
         empty=dict,
     )
-    rates: tuple[float, ...] = setting((), "the grid that every method starts with", above=0)
+    rates: tuple[float, ...] = setting((), "the grid that every method starts with", above=0, most=1e6)
 
 
 @dataclass(frozen=True)

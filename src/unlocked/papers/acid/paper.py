@@ -43,37 +43,43 @@ class Large(Settings):
     """What stands in ImageNet's place; a scale without a second data set takes the first with a larger net."""
 
     data: str = setting("imagenet", "the data set")
-    size: int | None = setting(None, "pixels to which the images are resized", least=1)
+    size: int | None = setting(None, "pixels to which the images are resized", least=1, most=4096)
     model: str = setting("resnet50", "the network")
-    workers: tuple[int, ...] = setting((16, 32, 64), "numbers of workers", least=1, nonempty=True)
-    most_workers: int = setting(64, "the largest of them", least=1)
-    epochs: float = setting(90.0, "the budget", above=0)
-    milestones: tuple[float, ...] = setting((0.3, 0.6, 0.8), "steps of the learning rate")
+    workers: tuple[int, ...] = setting((16, 32, 64), "numbers of workers", least=1, most=1_000_000, nonempty=True)
+    most_workers: int = setting(64, "the largest of them", least=1, most=1_000_000)
+    epochs: float = setting(90.0, "the budget", above=0, most=1e6)
+    milestones: tuple[float, ...] = setting((0.3, 0.6, 0.8), "steps of the learning rate", above=0, below=1)
 
 
 @dataclass(frozen=True)
 class AcidScale(PaperScale):
     """A scale's values for this paper's items."""
 
-    workers: tuple[int, ...] = setting((4, 8, 16, 32, 64), "in tables and figures", least=1, nonempty=True)
-    largest: int = setting(64, "of items that have one number of workers", least=1)
-    plain_lr: float = setting(0.1, "learning rate of runs without SGD momentum", above=0)
+    workers: tuple[int, ...] = setting(
+        (4, 8, 16, 32, 64), "in tables and figures", least=1, most=1_000_000, nonempty=True
+    )
+    largest: int = setting(64, "of items that have one number of workers", least=1, most=1_000_000)
+    plain_lr: float = setting(0.1, "learning rate of runs without SGD momentum", above=0, most=1e6)
     rates: tuple[float, ...] = setting(
-        (1.0, 2.0, 4.0), "the baseline's, to compare the momentum with", above=0, nonempty=True
+        (1.0, 2.0, 4.0), "the baseline's, to compare the momentum with", above=0, most=1e6, nonempty=True
     )
     partitions: tuple[str, ...] = setting(PARTITIONS, "of the item on where the momentum helps", nonempty=True)
-    straggler_workers: int = setting(16, "workers of the item on stragglers", least=1)
-    variations: tuple[float, ...] = setting((0.1, 0.5, 1.0), "spreads of gradient times there", above=0, nonempty=True)
-    slow_factors: tuple[float, ...] = setting((2.0, 4.0), "slowdowns of one worker there", least=1, nonempty=True)
-    horizon: float = setting(1000.0, "gradient times of the studies", above=0)
-    engine_workers: int = setting(4, "of the item that runs both engines", least=2)
-    engine_epochs: float = setting(1.0, "its budget", above=0)
-    engine_stretch: float = setting(
-        1.0, "factor on real gradient times there: workers without a core of their own", least=1
+    straggler_workers: int = setting(16, "workers of the item on stragglers", least=1, most=1_000_000)
+    variations: tuple[float, ...] = setting(
+        (0.1, 0.5, 1.0), "spreads of gradient times there", above=0, most=100, nonempty=True
     )
-    released_workers: int = setting(16, "of the item on the released code's behaviours", least=2)
-    released_width: float = setting(1.0, "width of its ResNet-18", above=0)
-    released_epochs: float = setting(300.0, "its budget", above=0)
+    slow_factors: tuple[float, ...] = setting(
+        (2.0, 4.0), "slowdowns of one worker there", least=1, most=1e6, nonempty=True
+    )
+    horizon: float = setting(1000.0, "gradient times of the studies", above=0, most=1e9)
+    engine_workers: int = setting(4, "of the item that runs both engines", least=2, most=1_000_000)
+    engine_epochs: float = setting(1.0, "its budget", above=0, most=1e6)
+    engine_stretch: float = setting(
+        1.0, "factor on real gradient times there: workers without a core of their own", least=1, most=1e6
+    )
+    released_workers: int = setting(16, "of the item on the released code's behaviours", least=2, most=1_000_000)
+    released_width: float = setting(1.0, "width of its ResNet-18", above=0, most=64)
+    released_epochs: float = setting(300.0, "its budget", above=0, most=1e6)
     large: Large = setting(Large(), "what stands in ImageNet's place")
 
 

@@ -5,6 +5,7 @@ Classes are built up by what a run has: all-reduce has no graph, the baseline no
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +16,7 @@ from unlocked.gossip.momentum import DYNAMICS
 from unlocked.gossip.schedule import PAIRINGS
 from unlocked.papers.base import total_gradients
 from unlocked.papers.run import (
+    MOST,
     OVERHEAD,
     PROCESS_MB,
     THROUGHPUT,
@@ -42,6 +44,11 @@ USUAL = {  # settings that a name shows where they are something else
     "strength": 1.0,
     "optim.clip": None,
 }
+EVENT_SECONDS, EVENT_BYTES = 8e-6, 200  # to draw and sort an event; the same for an edge of a graph
+EIGEN_SECONDS = 1e-9  # times the number of workers cubed
+WORKER_SECONDS, WORKER_BYTES = 2e-4, 20_000  # of generators
+AVERAGED_NUMBER = 2e-9  # seconds per parameter and averaging
+MEASURES_OF_DISAGREEMENT = 6  # passes over the images
 MARKS = {"strength": "c", "optim.clip": "clip"}  # before a number in a name
 
 
@@ -86,11 +93,12 @@ class Evaluation(NetworkEvaluation):
     """What is measured of the average of all workers, and how often."""
 
     workers: str = setting("final", "when every worker is tested, too", names=("final", "always", "never"))
-    train_limit: int = setting(10_000, "training images on which the average's loss is measured", least=1)
+    train_limit: int = setting(10_000, "training images on which the average's loss is measured", least=1, most=MOST)
     disagreement: int = setting(
         0,
         "training images on which the cost of the workers' differences under gossip is measured; 0: not at all",
         least=0,
+        most=MOST,
         later=True,
     )
 
@@ -124,7 +132,7 @@ class ProcessRuntime(Runtime):
 class Slowdown(Settings):
     """Real gradients take their own time; some may be slowed."""
 
-    slow_workers: int = setting(0, "the first so many workers are slow", least=0)
+    slow_workers: int = setting(0, "the first so many workers are slow", least=0, most=1_000_000)
     slow_factor: float = setting(
         2.0, "a slow worker's gradients take so many times as long, by sleeping", least=1, most=1e6
     )
@@ -158,6 +166,11 @@ class AcidRun(Run):
         """Over all workers."""
         raise NotImplementedError
 
+    @property
+    def averagings(self) -> float:
+        """Over all pairs; none where all workers average at once."""
+        return getattr(self, "rate", 0.0) * self.total_gradients / 2
+
     def slug(self) -> str:
         own = flatten(plain(self))
         kind = [own[key] for key in ("study", "engine") if own.get(key, "virtual") not in ("training", "virtual")]
@@ -165,6 +178,17 @@ class AcidRun(Run):
         rate = [f"r{number(own['rate'])}"] if "rate" in own else []
         special = [mark(key, own[key]) for key, usual in USUAL.items() if own.get(key, usual) != usual]
         return "-".join([*kind, self.method, *graph, f"n{self.workers}", *rate, *special])
+
+
+def bookkeeping(run: AcidRun, gradients: float) -> Estimate:
+    """What the events of that many gradients and the graph's constants cost, whatever a gradient is."""
+    workers, graph = run.workers, getattr(run, "graph", None)
+    edges = workers**2 / 2 if graph == "complete" else workers * math.log2(workers + 1)
+    events, edges = gradients + run.averagings, edges * (graph is not None)
+    matrix = workers**2 * isinstance(run, Momentum)
+    seconds = EVENT_SECONDS * (events + edges) + EIGEN_SECONDS * workers * matrix + WORKER_SECONDS * workers
+    memory = EVENT_BYTES * (events + edges) + 32 * matrix + WORKER_BYTES * workers
+    return Estimate(0, seconds, round(memory / 2**20))
 
 
 @dataclass(frozen=True)
@@ -189,13 +213,24 @@ class NetworkRun(AcidRun):
     def total_gradients(self) -> int:
         return total_gradients(self.optim.epochs, self.data.images, self.optim.batch_size, self.workers)
 
+    @property
+    def evaluated_images(self) -> int:
+        """Images that go through a network to be measured, over the whole run."""
+        of, test = self.evaluation, self.data.test_images
+        points = min(of.points, self.total_gradients)
+        average = test + min(of.train_limit, self.data.images) + of.recalibration_batches * self.optim.batch_size
+        average += MEASURES_OF_DISAGREEMENT * min(of.disagreement, self.data.images)
+        return points * average + {"never": 0, "final": 1, "always": points}[of.workers] * self.workers * test
+
     def estimate(self) -> Estimate:
         net = networks.cost(self.model.name, None, **self.data.shape, width=self.model.width)
-        kind = self.runtime.kind
-        each = OVERHEAD[kind] + 3 * net.forward_macs * self.optim.batch_size / THROUGHPUT[kind]
+        kind, gradients, gossip = self.runtime.kind, self.total_gradients, bookkeeping(self, self.total_gradients)
+        seconds = gradients * OVERHEAD[kind] + gossip.seconds + self.averagings * net.parameters * AVERAGED_NUMBER
+        images = 3 * gradients * self.optim.batch_size + self.evaluated_images
+        seconds += images * net.forward_macs / THROUGHPUT[kind]
         numbers = (3 * self.workers + 2) * net.parameters + net.activations * self.optim.batch_size
-        memory = PROCESS_MB * self.processes + round((4 * numbers + self.data.bytes) / 2**20)
-        return Estimate(self.total_gradients, round(self.total_gradients * each, 1), memory)
+        memory = PROCESS_MB * self.processes + gossip.memory_mb + round((4 * numbers + self.data.bytes) / 2**20)
+        return Estimate(gradients, round(seconds, 1), memory)
 
 
 @dataclass(frozen=True)

@@ -9,11 +9,12 @@ from unlocked.errors import SettingError
 from unlocked.gossip import topology
 from unlocked.gossip.clock import Clock
 from unlocked.gossip.schedule import PAIRINGS
-from unlocked.papers.acid.settings import AcidRun, Gossip, Momentum
+from unlocked.papers.acid.settings import AcidRun, Gossip, Momentum, bookkeeping
 from unlocked.papers.run import PROCESS_MB, Estimate, Points
 from unlocked.settings import Settings, setting
 
-STUDY_EVENT = 3.0e-5  # seconds per event
+STUDY_EVENT, STUDY_NUMBER = 3.0e-5, 2.0e-9  # seconds per event, and per coordinate of it
+VECTORS = 8  # of every worker, in memory
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,16 @@ class AveragingBaseline(Gossip, AcidRun):
         return 0
 
     @property
-    def events(self) -> float:
+    def averagings(self) -> float:
         return self.quadratic.horizon * self.workers * self.rate / 2
 
     def estimate(self) -> Estimate:
-        return Estimate(self.total_gradients, round(self.events * STUDY_EVENT, 1), PROCESS_MB)
+        gossip = bookkeeping(self, self.quadratic.horizon * self.workers)
+        events, dimension = self.averagings + self.total_gradients, self.quadratic.dimension
+        numbers = dimension * (events + 4 * self.workers * self.evaluation.points)
+        seconds = gossip.seconds + events * STUDY_EVENT + numbers * STUDY_NUMBER
+        memory = gossip.memory_mb + round(8 * VECTORS * self.workers * dimension / 2**20)
+        return Estimate(self.total_gradients, round(seconds, 1), PROCESS_MB + memory)
 
 
 @dataclass(frozen=True)
@@ -90,10 +96,6 @@ class QuadraticBaseline(AveragingBaseline):
     @property
     def total_gradients(self) -> int:
         return int(self.quadratic.horizon * self.workers)
-
-    @property
-    def events(self) -> float:
-        return self.quadratic.horizon * self.workers * (1 + self.rate / 2)
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class Large(Settings):
     """What stands in ImageNet32's place; a scale without a second data set takes the first with a larger net."""
 
     data: str = setting("imagenet32", "the data set")
-    width: float = setting(1.0, "of the net", above=0)
+    width: float = setting(1.0, "of the net", above=0, most=64)
     auxiliaries: tuple[str, ...] = setting(("cnn", "mlp", "linear"), "auxiliary nets", nonempty=True)
     guesses: tuple[str, ...] = setting(("ntk", "fixed_ntk", "local"), "guesses from auxiliary nets", nonempty=True)
 
@@ -56,12 +56,16 @@ class ForwardScale(PaperScale):
 
     auxiliary: str = setting("cnn", "auxiliary nets of items that have one kind")
     auxiliaries: tuple[str, ...] = setting(("cnn", "mlp", "linear"), "of the tables of accuracy", nonempty=True)
-    widths: tuple[float, ...] = setting((0.25, 0.5, 1.0), "in the items on width and error", above=0, nonempty=True)
-    learning_rates: tuple[float, ...] = setting(
-        (0.005, 0.01, 0.02, 0.05, 0.1, 0.2), "in the item on them", above=0, nonempty=True
+    widths: tuple[float, ...] = setting(
+        (0.25, 0.5, 1.0), "in the items on width and error", above=0, most=64, nonempty=True
     )
-    cost_width: float = setting(1.0, "of the net whose forward mode is timed", above=0)
-    tangents: int = setting(64, "most random guesses that are averaged in the item on the estimator's error", least=1)
+    learning_rates: tuple[float, ...] = setting(
+        (0.005, 0.01, 0.02, 0.05, 0.1, 0.2), "in the item on them", above=0, most=1e6, nonempty=True
+    )
+    cost_width: float = setting(1.0, "of the net whose forward mode is timed", above=0, most=64)
+    tangents: int = setting(
+        64, "most random guesses that are averaged in the item on the estimator's error", least=1, most=100_000
+    )
     large: Large = setting(Large(), "what stands in ImageNet32's place")
 
 

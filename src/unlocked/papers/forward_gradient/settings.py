@@ -15,6 +15,7 @@ from unlocked.forward_gradient.guesses import DISTRIBUTIONS
 from unlocked.forward_gradient.method import MODES, PRECISIONS, SPACES, Method
 from unlocked.papers.base import total_gradients
 from unlocked.papers.run import (
+    MOST,
     PROCESS_MB,
     THROUGHPUT,
     Budget,
@@ -43,6 +44,7 @@ LOCAL_TARGET = 0.75  # of the time with a global target
 FROZEN = 0.4
 FORWARD_MODE = 2.0  # of the time by projection, per Jacobian-vector product that goes through the whole net
 PER_BLOCK = {"cpu": 2.5e-3, "cuda": 1.5e-3}  # seconds per step and block that do not depend on the width
+COMPARISON = 2.0  # the time of a batch that is measured, a gradient's being 1
 CASES = 24  # gradients that a study on a fresh net costs, roughly
 
 
@@ -75,7 +77,7 @@ class StepSgd(Budget):
         "of the learning rate; proportional: step_every hundredths of the run between two reductions, as of 100 epochs",
         names=("step", "proportional", "constant"),
     )
-    step_every: int = setting(30, "epochs between two reductions", least=1)
+    step_every: int = setting(30, "epochs between two reductions", least=1, most=1_000_000)
     step_gamma: float = setting(0.2, "factor of each reduction", above=0, most=1)
 
 
@@ -83,15 +85,17 @@ class StepSgd(Budget):
 class Batch(Settings):
     """Of a study that takes no step."""
 
-    batch_size: int = setting(128, "samples of a batch", least=1)
+    batch_size: int = setting(128, "samples of a batch", least=1, most=MOST)
 
 
 @dataclass(frozen=True)
 class Measure(Settings):
     """What is measured of the estimates at every evaluation, besides accuracy and loss."""
 
-    batches: int = setting(2, "fixed batches on which target, guess and true gradient are compared", least=0)
-    batch_size: int = setting(128, "samples in each of them", least=1)
+    batches: int = setting(
+        2, "fixed batches on which target, guess and true gradient are compared", least=0, most=10_000
+    )
+    batch_size: int = setting(128, "samples in each of them", least=1, most=MOST)
     tensors: bool = setting(False, "cosine, norm ratio and coefficient also of every single parameter tensor")
 
 
@@ -130,8 +134,9 @@ class ForwardRun(Run):
         width = [f"w{number(self.model.width)}"] * (self.model.width != 1)
         return "-".join([*self.what(), f"b{networks.NETWORKS[self.model.name].blocks}", *width])
 
-    def costs(self, steps: int, factor: float) -> Estimate:
-        """The blocks' passes by a factor, and three forward passes of every auxiliary net."""
+    def costs(self, steps: int, factor: float, measured: float = 0, tested: int = 0) -> Estimate:
+        """The blocks' passes by a factor, and three forward passes of every auxiliary net; as much for every batch that
+        is `measured`, and one forward pass of all for every image that is `tested`."""
         shape = self.data.shape
         net = networks.cost(self.model.name, None, **shape, width=self.model.width)
         heads = networks.cost(self.model.name, self.heads, **shape, width=self.model.width)
@@ -141,7 +146,8 @@ class ForwardRun(Run):
         numbers = 4 * (net.parameters + heads.parameters)  # weights, gradients, guess and SGD buffer
         numbers += (net.activations + heads.activations) * self.batch_size + self.extra_numbers()
         memory = PROCESS_MB + round((4 * numbers + self.data.bytes) / 2**20)
-        return Estimate(steps, round(steps * each, 1), memory)
+        seconds = (steps + measured) * each + tested * (net.forward_macs + heads.forward_macs) / THROUGHPUT[kind]
+        return Estimate(steps, round(seconds, 1), memory)
 
     def extra_numbers(self) -> float:
         """Numbers in memory beyond weights, gradients, guess, SGD buffer and activations."""
@@ -195,8 +201,21 @@ class Trained(ForwardRun):
         """Time of an estimate's passes through the blocks, backpropagation's being 1."""
         return 1.0 if self.target == "global" else LOCAL_TARGET
 
+    @property
+    def evaluations(self) -> int:
+        """How often it is measured."""
+        return min(self.evaluation.points, self.total_gradients)
+
+    @property
+    def measured_batches(self) -> float:
+        """Batches on which estimates are compared with the gradient, over the whole run."""
+        return COMPARISON * self.evaluations * self.measure.batches * self.measure.batch_size / self.batch_size
+
     def estimate(self) -> Estimate:
-        return self.costs(self.total_gradients, self.factor())
+        images = self.data.test_images
+        if self.test_statistics == "recalibrate":
+            images += self.evaluation.recalibration_batches * self.batch_size
+        return self.costs(self.total_gradients, self.factor(), self.measured_batches, self.evaluations * images)
 
 
 @dataclass(frozen=True)
@@ -333,6 +352,10 @@ class EstimatorError(Trained):
 
     def factor(self) -> float:
         return FACTORS["activity", "head"]
+
+    @property
+    def measured_batches(self) -> float:
+        return super().measured_batches + 2 * 2 * 2 * self.tangents  # before and after, two spaces, 1 + 2 + 4 + ...
 
 
 @dataclass(frozen=True)

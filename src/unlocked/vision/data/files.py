@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import mmap
 import pickle
+import pickletools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,9 +46,10 @@ def unpickled(paths: Sequence[Path], classes: int, first: int) -> tuple[np.ndarr
     room = np.empty((sum(path.stat().st_size for path in paths) // 3072, 3, 32, 32), np.uint8)
     all_labels, count = [], 0
     for path in paths:
-        with reading(path), path.open("rb") as file:
-            content = _ArrayUnpickler(file, encoding="latin1").load()  # Python 2 wrote CIFAR's files
-            images, labels = np.asarray(content["data"]), np.asarray(content["labels"], np.int64)
+        with reading(path), path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            _check_sizes(content)
+            batch = _ArrayUnpickler(content, encoding="latin1").load()  # Python 2 wrote CIFAR's files
+            images, labels = batch["data"], _numbers(batch["labels"])
             if images.dtype != np.uint8 or images.shape[:1] != labels.shape or images.shape[1:] != (3072,):
                 raise ValueError(f"data {images.dtype} {images.shape}, labels {labels.shape}")
             if labels.min(initial=first) < first or labels.max(initial=first) >= first + classes:
@@ -57,6 +60,28 @@ def unpickled(paths: Sequence[Path], classes: int, first: int) -> tuple[np.ndarr
     return room[:count], np.concatenate(all_labels)
 
 
+CALLS = 64  # of functions in a pickle; each can cost as much memory as the file is long, and a batch takes ten
+
+
+def _check_sizes(content: Any) -> None:
+    """Refuse what would take much more memory than the file is long, from what it says, before anything is made."""
+    calls = 0
+    for number, (code, argument, _) in enumerate(pickletools.genops(content)):  # lengths beyond the end raise here
+        calls += code.name in ("REDUCE", "BUILD", "NEWOBJ", "NEWOBJ_EX", "OBJ", "INST")
+        if code.name.endswith("PUT") and int(argument or 0) > number:
+            raise pickle.UnpicklingError(f"it wants room for {argument} values and has fewer, which is refused")
+    if calls > CALLS:
+        raise pickle.UnpicklingError(f"it calls {calls} functions, which is refused: a batch takes fewer than {CALLS}")
+    content.seek(0)
+
+
+def _numbers(labels: Any) -> np.ndarray:
+    """Labels, an array or a flat list of integers; lists of lists could be endless in few bytes."""
+    if isinstance(labels, list) and not all(type(label) is int for label in labels):
+        raise ValueError("its labels must be whole numbers")
+    return np.asarray(labels, np.int64)
+
+
 def _from_latin1(text: str, encoding: str) -> bytes:
     """What pickles of protocol 2 call for bytes; other codecs could decompress without limit."""
     if encoding != "latin1":
@@ -64,12 +89,21 @@ def _from_latin1(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+class _Array:
+    """What a pickle may name as the class of an array; only an empty one is made, whose content is set from bytes."""
+
+
+def _empty(_kind: type[_Array], shape: tuple[int, ...], _code: bytes) -> np.ndarray:
+    if np.prod(shape):
+        raise pickle.UnpicklingError(f"it asks for an array {shape} without content, which is refused")
+    return np.empty(0, np.uint8)
+
+
 # The functions that NumPy names in a pickle are private; asking an array for them works with every version.
 _PICKLED_NAMES: dict[tuple[str, str], Any] = {
-    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): np.dtype,
-    ("numpy.core.multiarray", "_reconstruct"): np.empty(0).__reduce__()[0],
-    ("numpy.core.multiarray", "scalar"): np.float64(0).__reduce__()[0],
+    ("numpy.core.multiarray", "_reconstruct"): _empty,
     ("numpy.core.numeric", "_frombuffer"): np.empty(0).__reduce_ex__(5)[0],
     ("_codecs", "encode"): _from_latin1,
 }
