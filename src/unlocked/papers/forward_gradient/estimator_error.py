@@ -13,7 +13,8 @@ from unlocked.forward_gradient.estimator import Estimate, estimate
 from unlocked.forward_gradient.method import Method
 from unlocked.forward_gradient.projection import expected_error
 from unlocked.papers.base import Measurement
-from unlocked.papers.forward_gradient import network, settings
+from unlocked.papers.forward_gradient import network
+from unlocked.papers.forward_gradient import study_settings as settings
 from unlocked.papers.forward_gradient.network import Net
 from unlocked.papers.forward_gradient.studies import Metrics, chain, first_batch
 from unlocked.papers.forward_gradient.training import ForwardTraining

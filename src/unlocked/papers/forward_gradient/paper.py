@@ -9,7 +9,6 @@ from typing import Any
 from unlocked.errors import choose
 from unlocked.forward_gradient.method import Method
 from unlocked.papers.forward_gradient.settings import (
-    STUDIES,
     Backpropagation,
     ForwardRun,
     FrozenBlocks,
@@ -18,6 +17,7 @@ from unlocked.papers.forward_gradient.settings import (
     LocalLearning,
     LocalNoise,
 )  # fmt: skip
+from unlocked.papers.forward_gradient.study_settings import STUDIES
 from unlocked.papers.run import Paper, PaperScale
 from unlocked.settings import Settings, setting
 

@@ -45,7 +45,6 @@ FROZEN = 0.4
 FORWARD_MODE = 2.0  # of the time by projection, per Jacobian-vector product that goes through the whole net
 PER_BLOCK = {"cpu": 2.5e-3, "cuda": 1.5e-3}  # seconds per step and block that do not depend on the width
 COMPARISON = 2.0  # the time of a batch that is measured, a gradient's being 1
-CASES = 24  # gradients that a study on a fresh net costs, roughly
 
 
 @dataclass(frozen=True)
@@ -79,13 +78,6 @@ class StepSgd(Budget):
     )
     step_every: int = setting(30, "epochs between two reductions", least=1, most=1_000_000)
     step_gamma: float = setting(0.2, "factor of each reduction", above=0, most=1)
-
-
-@dataclass(frozen=True)
-class Batch(Settings):
-    """Of a study that takes no step."""
-
-    batch_size: int = setting(128, "samples of a batch", least=1, most=MOST)
 
 
 @dataclass(frozen=True)
@@ -337,75 +329,3 @@ class HeadGuess(Projected):
 def guesses_from(source: str) -> list[str]:
     """The guesses that come from noise, from heads, or from the target."""
     return [name for name in guesses.names() if guesses.get(name).source == source]
-
-
-@dataclass(frozen=True)
-class EstimatorError(Trained):
-    """How far estimates of all guesses are from the gradient, before and after a training with the local guess."""
-
-    trainer: ClassVar[str] = "unlocked.papers.forward_gradient.estimator_error.EstimatorError"
-    study: str = setting("estimator_error", "error of every guess's estimate", names=("estimator_error",))
-    target: str = setting("global", "the net's loss", names=("global",))
-    guess: str = setting("local", "of the training", names=("local",))
-    auxiliary: str = setting("cnn", "nets that give blocks a loss", names=networks.AUXILIARIES)
-    tangents: int = setting(1, "the most random guesses that are averaged", least=1, most=100_000)
-
-    def factor(self) -> float:
-        return FACTORS["activity", "head"]
-
-    @property
-    def measured_batches(self) -> float:
-        return super().measured_batches + 2 * 2 * 2 * self.tangents  # before and after, two spaces, 1 + 2 + 4 + ...
-
-
-@dataclass(frozen=True)
-class FreshNetStudy(ForwardRun):
-    """A measurement on a net as it was drawn."""
-
-    trainer: ClassVar[str] = "unlocked.papers.forward_gradient.studies.Study"
-    optim: Batch = setting(Batch(), "the batch")
-
-    @property
-    def batch_size(self) -> int:
-        return self.optim.batch_size
-
-    def check(self) -> None:
-        if self.optim.batch_size > self.data.images:
-            right = f"{self.data.name} has {self.data.images} images to train"
-            raise SettingError("optim.batch_size", self.optim.batch_size, right)
-
-    @property
-    def total_gradients(self) -> int:
-        return CASES
-
-    def estimate(self) -> Estimate:
-        return self.costs(CASES, 1.0)
-
-
-@dataclass(frozen=True)
-class ForwardModeCost(FreshNetStudy):
-    """Time and memory of Jacobian-vector products and backpropagation."""
-
-    study: str = setting("forward_mode_cost", "time and memory of forward mode", names=("forward_mode_cost",))
-
-
-@dataclass(frozen=True)
-class BatchNormCoupling(FreshNetStudy):
-    """Error of per-sample coefficients from one product, by normalisation."""
-
-    study: str = setting("batchnorm_coupling", "per-sample coefficients in one pass", names=("batchnorm_coupling",))
-
-
-@dataclass(frozen=True)
-class AuxiliaryCost(FreshNetStudy):
-    """Parameters and multiply-adds of every auxiliary net."""
-
-    study: str = setting("auxiliary_cost", "size of the auxiliary nets", names=("auxiliary_cost",))
-
-
-STUDIES: dict[str, type[ForwardRun]] = {
-    "estimator_error": EstimatorError,
-    "forward_mode_cost": ForwardModeCost,
-    "batchnorm_coupling": BatchNormCoupling,
-    "auxiliary_cost": AuxiliaryCost,
-}

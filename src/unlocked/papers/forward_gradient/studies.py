@@ -22,8 +22,10 @@ from unlocked.forward_gradient.memory import peak_bytes
 from unlocked.forward_gradient.method import Method
 from unlocked.forward_gradient.projection import scale
 from unlocked.papers.base import Measurement
-from unlocked.papers.forward_gradient import network, settings
+from unlocked.papers.forward_gradient import network
+from unlocked.papers.forward_gradient import study_settings as settings
 from unlocked.papers.forward_gradient.network import Net
+from unlocked.papers.forward_gradient.settings import ForwardRun
 from unlocked.vision import auxiliary, networks
 from unlocked.vision.data.splits import Dataset
 
@@ -32,7 +34,7 @@ Case = Callable[[], Metrics]
 REPEATS = 3  # timings, of which the fastest counts
 
 
-def first_batch(run: settings.ForwardRun, data: Dataset) -> tuple[Tensor, Tensor]:
+def first_batch(run: ForwardRun, data: Dataset) -> tuple[Tensor, Tensor]:
     """A seeded batch of training images, not augmented, and its labels."""
     order = seeding.generator(run.seed, "study").permutation(len(data.train))
     return data.train.batch(order[: run.batch_size])
