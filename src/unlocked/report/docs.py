@@ -68,10 +68,10 @@ def full_table(sources: Sources) -> str:
 
 
 def cost_table(sources: Sources) -> str:
-    """What every item took."""
+    """What every item took whose runs were shipped."""
     runs = sources.runs.runs
     told = f"{plural(len(runs), 'run')}, {runs['wall_seconds'].sum() / 3600:.1f} hours of run time on one core each."
-    return f"{told}\n\n{costs.as_markdown(costs.of_runs(sources))}"
+    return f"{told}\n\n{costs.as_markdown(costs.of_runs(sources).dropna())}"
 
 
 BLOCKS: dict[tuple[str, str], Callable[[Sources], str]] = {  # by file and name of the mark
