@@ -141,6 +141,17 @@ def test_renderings_show_the_same_cells() -> None:
     assert Table.from_json(TABLE.to_json()) == TABLE
 
 
+def test_a_wide_table_with_few_rows_is_turned() -> None:
+    """The same cells; one that is narrow, or has more rows than columns, stays as it is."""
+    wide = Table(tuple("abcdefghi"), (tuple("123456789"), tuple("987654321")), (False,) * 9, ("Note.",))
+    turned = wide.narrow()
+    assert turned.columns == ("a", "1", "9")
+    assert turned.rows[-1] == ("i", "9", "1")
+    assert (len(turned.rows), turned.notes) == (8, ("Note.",))
+    assert turned.narrow() is turned
+    assert TABLE.narrow() is TABLE
+
+
 def test_facts_and_footer() -> None:
     """Of runs that are there: data, seeds, how many diverged, what they took; a claim's runs may be missing."""
     runs = SOME.assign(

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 PREAMBLE = r"\usepackage{array,booktabs,adjustbox,longtable}"  # what the tables need
 WIDE = 40  # characters from which a cell of words is broken into lines
 HEADER = 13  # characters of a header's line
-COLUMNS = 7  # from which a table with fewer rows is turned
 ROWS = 30  # of a float; a table with more breaks over pages
 SYMBOLS = {
     "%": r"\%", "_": r"\_", "^": r"\textasciicircum{}", "#": r"\#", "&": r"\&",
@@ -16,7 +15,7 @@ SYMBOLS = {
     "×": r"$\times$", "ő": r"\H{o}", "é": r"\'e", "≥": r"$\geq$", "≤": r"$\leq$", "·": r"$\cdot$", "−": "$-$",
     "…": r"\ldots{}", "<": "$<$", ">": "$>$", "χ": r"$\chi$", "ε": r"$\varepsilon$", "μ": r"$\mu$", "σ": r"$\sigma$",
     "ζ": r"$\zeta$", "∇": r"$\nabla$", "x̃": r"$\tilde{x}$", "½": r"$\frac{1}{2}$", "¼": r"$\frac{1}{4}$",
-    "λ": r"$\lambda$", "η": r"$\eta$", "α": r"$\alpha$", "‖": r"$\|$", "→": r"$\to$", "~": r"$\sim$",
+    "µ": r"$\mu$", "λ": r"$\lambda$", "η": r"$\eta$", "α": r"$\alpha$", "‖": r"$\|$", "→": r"$\to$", "~": r"$\sim$",
 }  # fmt: skip
 
 
@@ -42,12 +41,6 @@ def columns(longest: Sequence[int], numeric: Sequence[bool], width: str) -> str:
     )
 
 
-def turned(names: Sequence[str], rows: Sequence[Sequence[str]]) -> tuple[Sequence[str], list[tuple[str, ...]]]:
-    """The same cells, rows as columns."""
-    heads, *turned = zip(names, *rows, strict=True)
-    return heads, turned
-
-
 def render(
     names: Sequence[str],
     rows: Sequence[Sequence[str]],
@@ -58,9 +51,6 @@ def render(
     label: str,
 ) -> str:
     """The whole table with booktabs rules, centred, its notes below in small print."""
-    if len(names) > max(COLUMNS, len(rows)):
-        names, rows = turned(names, rows)
-        numeric = [False] * len(names)
     longest = [max(len(row[k]) for row in rows) for k in range(len(names))]
     head = " & ".join(header(name, number) for name, number in zip(names, numeric, strict=True))
     lines = "\n".join(" & ".join(map(text, row)) + r" \\" for row in rows)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -12,6 +12,7 @@ import pandas as pd
 from unlocked.items import latex
 
 NONE = "–"
+COLUMNS = 7  # from which a table with fewer rows is turned
 Row = Mapping[str, Any]  # of a frame of numbers
 Format = Callable[[Row], str]  # how a cell is printed; `"{n} of {m}".format_map` is one
 
@@ -61,9 +62,17 @@ class Table:
         body = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
         return "\n\n".join([body, *self.notes])
 
+    def narrow(self) -> Table:
+        """The same cells, rows as columns where there are many columns and fewer rows, so that it fits a page."""
+        if len(self.columns) <= max(COLUMNS, len(self.rows)):
+            return self
+        heads, *turned = zip(self.columns, *self.rows, strict=True)
+        return replace(self, columns=heads, rows=tuple(turned), numeric=(False,) * len(heads))
+
     def latex(self, caption: str, label: str) -> str:
         """A table of its own for LaTeX, to be referred to as `tab:<label>`."""
-        return latex.render(self.columns, self.rows, self.numeric, self.notes, caption=caption, label=label)
+        own = self.narrow()
+        return latex.render(own.columns, own.rows, own.numeric, own.notes, caption=caption, label=label)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: everything but the numbers, which stand in the CSV file."""

@@ -54,7 +54,7 @@ def show(item: Item, sources: Sources) -> dict[str, Any]:
         shown |= {key: about[key] for key in ("title", "caption")}
         shown["facts"] = shown["facts"] if is_shipped(runs) else about["facts"]
         if item.config.kind == "table":
-            shown["table"] = Table.from_json(about["table"])
+            shown["table"] = Table.from_json(about["table"]).narrow()
         else:
             shown["picture"] = {"path": stem.with_suffix(".png"), **about["picture"]}
     except (ValueError, KeyError, TypeError) as error:
@@ -147,8 +147,8 @@ def list_of_runs(paper: str, sources: Sources) -> pd.DataFrame:
     status = runs.column("status").fillna("not trained")
     status = status.where(runs.column("shipped") != True, status + ", shipped")  # noqa: E712 - elementwise
     plan = sources.plan
-    wanted = {name: [item.name for item in plan.wanted_by[name]] for name in planned if name in plan.runs}
-    readers = [wanted.get(name) or known.at[name, "items"] for name in planned]
+    wanted = {name: [item.name for item in plan.wanted_by.get(name, [])] for name in plan.runs}
+    readers = [wanted[name] if name in wanted else known.at[name, "items"] for name in planned]
     return pd.DataFrame({"Run": list(planned), "Status": status, **took, "Items": readers})
 
 

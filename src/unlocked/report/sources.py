@@ -60,7 +60,7 @@ class Sources:
     def runs(self) -> Frames:
         """Every run of which something is known; those that are not recorded here have no history."""
         own = self.frames.runs
-        wanted = [[item.name for item in self.plan.wanted_by[name]] for name in own.index]
+        wanted = [[item.name for item in self.plan.wanted_by.get(name, [])] for name in own.index]
         own = own.assign(items=pd.Series(wanted, own.index, dtype=object), shipped=False)
         more = shipped(self.table_of_runs)
         more = more[~more.index.isin(own.index)]
