@@ -28,7 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # arguments of `add_argument`
     "name": {"metavar": "NAME"},
     "names": {"nargs": "+", "metavar": "NAME"},
     "configs": {"nargs": "*", "type": Path, "metavar": "CONFIG", "help": "files with the settings of a run each"},
-    "--scale": {"default": "quick", "help": "quick, reduced, paper (default: quick)"},
+    "--scale": {"default": "quick", "help": "quick, reduced, gpu, paper (default: quick)"},
     "--set": {**PAIRS, "help": "change the scale, e.g. seeds=[0,1,2]"},
     "--runtime": {**PAIRS, "help": "how runs are executed, e.g. device=cuda"},
     "--results": {"type": Path, "default": Path("results"), "help": "folder of the run records"},

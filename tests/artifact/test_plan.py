@@ -32,11 +32,19 @@ def quick(plans: dict[str, Plan]) -> Plan:
 
 
 def test_every_scale_has_a_plan(plans: dict[str, Plan]) -> None:
-    assert {"quick", "reduced", "paper"} <= plans.keys()
+    assert {"quick", "reduced", "gpu", "paper"} <= plans.keys()
     for name, made in plans.items():
         assert made.scale.name == name
         assert {item.paper for item in made.items.values()} == {*PAPERS, CLAIMS}
         assert {run.paper for run in made.runs.values()} == set(PAPERS)
+
+
+def test_the_scale_for_a_gpu_takes_about_a_day() -> None:
+    """On the papers' CIFAR-10 and nothing larger, with three seeds, by the plan's own estimate."""
+    made = Plan("gpu", runtime={"device": "cuda"})
+    assert {run.data_set.name for run in made.runs.values() if run.data_set} == {"cifar10"}
+    assert len(made.scale.seeds) == 3
+    assert 18 < sum(run.estimate().seconds for run in made.runs.values()) / 3600 < 30
 
 
 def test_runs_are_shared_between_items(quick: Plan) -> None:
@@ -236,7 +244,7 @@ def test_parts_that_cannot_be_judged_are_refused(part: dict[str, Any], words: li
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"scale": "huge"}, "scale = 'huge': must be one of paper, quick, reduced"),
+        ({"scale": "huge"}, "scale = 'huge': must be one of gpu, paper, quick, reduced"),
         ({"runtime": {"devise": "cpu"}}, "devise"),
         ({"runtime": {"device": "gpu"}, "only": ["acid_table_2"]}, "runtime.device = 'gpu'"),
         ({"only": ["acid_figure_77"]}, "acid_figure_77"),

@@ -33,7 +33,7 @@ from unlocked.vision import data, models
 
 CLUSTER = "snakemake-executor-plugin-slurm"
 PACKAGES = ("torch", "torchvision", "snakemake", "wandb", CLUSTER)
-SCALES = ("quick", "reduced", "paper")
+SCALES = ("quick", "reduced", "gpu", "paper")
 FREE_GB = 10  # the environment alone takes 6
 RECORD_MB = 0.1  # of a finished run, its offline W&B run included
 # What is measured, (net, data set, pixels, batch): one gradient that is all overhead, and one that is all arithmetic.

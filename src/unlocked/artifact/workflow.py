@@ -39,7 +39,7 @@ TRUTH = {"true": True, "false": False}  # as command lines write it; Snakemake p
 class WorkflowSettings(Settings):
     """What `--config` may say besides how runs are executed."""
 
-    scale: str = setting("quick", "a file of `configs/scales`: quick, reduced, paper")
+    scale: str = setting("quick", "a file of `configs/scales`: quick, reduced, gpu, paper")
     set: tuple[str, ...] = setting((), "changes to that file: 'seeds=[0] acid.training.optim.lr=0.05'")
     results: str = setting("results", "folder of the run records")
     figures: str = setting("paper_figures", "folder of the tables and figures")

@@ -21,7 +21,7 @@ from unlocked.items.frames import Frames
 from unlocked.vision.data import DATASETS
 
 SHIPPED = "shipped with this version"
-SCALES = ("quick", "reduced", "paper")  # in the order in which pages show them
+SCALES = ("quick", "reduced", "gpu", "paper")  # in the order in which pages show them
 COLUMNS = {  # of the table of runs, by their names in `Frames`
     "counts.gradients": "gradients", "counts.communications": "communications", "wall_seconds": "seconds",
     "dirty": "modified", "data.name": "data", "data_checksum": "data_sha256",
