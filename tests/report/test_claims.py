@@ -529,11 +529,3 @@ def test_the_command_prints_table_and_json(capsys: pytest.CaptureFixture[str], t
     assert len(rows) == len(lines) - 16
     assert all(tuple(row) == claims.COLUMNS for row in rows)
     assert {row["effect"] for row in rows if row["verdict"] == NOT_RUN} == {None}
-
-
-def test_the_readme_shows_the_verdicts_that_are_kept() -> None:
-    """Its table is, line by line, the one beside the reduced scale's figures."""
-    kept = (config.ROOT / "paper_figures" / "reduced" / "claims" / "verdicts.md").read_text().splitlines()
-    table = [line for line in kept if line.startswith("|")]
-    assert table
-    assert "\n".join(table) in (config.ROOT / "README.md").read_text()
