@@ -9,6 +9,7 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -44,21 +45,27 @@ GUESSES: Bars = (
 )
 
 
+def published(sources: Sources) -> list[list[dict[str, Any]]]:
+    """The parts of every claim that the papers make; ours are in the documentation."""
+    judged = claims.read(sources.verdicts)
+    return claims.by_claim(judged[judged["kind"] == "published"])
+
+
 def key_numbers(sources: Sources) -> str:
     """A row per claim: the first thing measured, with its interval, and the verdict."""
-    first = [parts[0] for parts in claims.by_claim(claims.read(sources.verdicts))]
+    first = [parts[0] for parts in published(sources)]
     rows = [("claim", "measured here [95 % interval]", "verdict"), ("---",) * 3]
     rows += [(f"{p['id']}: {p['claim']}", f"{p['statistic']}: {p['interval']}", p["claim_verdict"]) for p in first]
     return "\n".join(f"|{'|'.join(row)}|" for row in rows)
 
 
 def open_claims(sources: Sources) -> str:
-    """The claims that were not confirmed, and of each the part that decided."""
+    """The claims that were not confirmed, and of each the first part that decided."""
     lines = []
-    for parts in claims.by_claim(claims.read(sources.verdicts)):
+    for parts in published(sources):
         if (verdict := parts[0]["claim_verdict"]) != claims.SUPPORTED:
-            why = [f"{part['statistic']} {part['interval']}" for part in parts if part["verdict"] == verdict]
-            lines.append(f"- **{parts[0]['id']}, {verdict}.** {parts[0]['claim']} Measured: {'; '.join(why)}.")
+            part = next((part for part in parts if part["verdict"] == verdict), parts[0])
+            lines.append(f"- **{part['id']}, {verdict}.** {part['statistic']}: {part['interval']}.")
     return "\n".join(lines) or "Every claim was confirmed."
 
 
