@@ -48,7 +48,7 @@ GUESSES: Bars = (
 def published(sources: Sources) -> list[list[dict[str, Any]]]:
     """The parts of every claim that the papers make; ours are in the documentation."""
     judged = claims.read(sources.verdicts)
-    return claims.by_claim(judged[judged["kind"] == "published"])
+    return claims.by_claim(judged[judged["kind"] != "ours"])
 
 
 def key_numbers(sources: Sources) -> str:
