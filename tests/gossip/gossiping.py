@@ -21,7 +21,7 @@ from torch import nn
 
 from unlocked.errors import SettingError
 from unlocked.gossip import AsyncGossip
-from unlocked.gossip.distributed import async_gossip
+from unlocked.gossip.distributed import async_gossip, averaging
 
 os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
 CONTEXT = get_context("forkserver")
@@ -110,61 +110,81 @@ def train(
         for _ in range(steps[0] + steps[1] * rank):
             gradient(model, pause)
             gossip.step()
-        gossip._hold()
+        gossip._averaging.hold()
         gossip._vectors.start_gradient()
         gossip._vectors.unit = float("inf")  # time stands still
         before = values(model)
         workers = gossip.average_(3 * gossip.timeout)
         result = {"start": start, "before": before, "workers": workers, "after": values(model)}
-    return result | {"statistics": gossip.statistics(), "alive": gossip._thread.is_alive()}
+    return result | {"statistics": gossip.statistics(), "alive": gossip._averaging._thread.is_alive()}
 
 
 class Recorded(async_gossip.Worker):
-    """Keeps its events: kind, time, and of a gradient the step that the optimiser made, negated."""
+    """Keeps its events, averagings where they could have happened in a moment: kind, time, and of a gradient the step
+    that the optimiser made, negated. What was asked in vain is none.
+    """
 
     def __init__(self, *arguments: Any) -> None:
         self.events: list[tuple[str, float, Any]] = []
-        self.mixed = 0
+        self.asked = (0, 0.0)  # place among the events, and time, of the last question
+        self.answering = False
         super().__init__(*arguments)
 
-    def _mix(self) -> None:
-        super()._mix()
-        if threading.current_thread() is threading.main_thread():
-            self.events.append(("gradient", self.last, self.m.tolist()))
-            return
-        if self.mixed % 2 == 0:  # to offer x; then once more to average
-            self.events.append(("communication", self.last, None))
-        self.mixed += 1
+    def step(self) -> None:
+        super().step()
+        self.events.append(("gradient", self.last, self.m.tolist()))
+
+    def offer(self, *arguments: Any) -> None:
+        super().offer(*arguments)
+        self.asked = len(self.events), self.last
+
+    def answer(self, *arguments: Any) -> None:
+        self.answering = True
+        super().answer(*arguments)
+        self.answering = False
+        self.events.append(("answers", self.last, None))
+
+    def average(self, *arguments: Any) -> None:
+        super().average(*arguments)
+        if not self.answering:
+            place, time_of = self.asked
+            self.events.insert(place, ("asks", time_of, None))
 
 
 def record(rank: int, lockstep: bool, dtype: torch.dtype, steps: int = 40) -> dict[str, Any]:
     """Train and record all events.
 
-    `lockstep`: with momentum, by a clock that is at k + rank/10 in the k-th gradient step and at k + 0.5 in the gossip
-    step that follows; else without momentum and as it comes.
+    `lockstep`: with momentum, by a clock at which rank 1's gradients come at k, rank 0's at k + 0.1, and rank 0 asks at
+    once; else without momentum and as it comes. An averaging that was refused has no part in it.
     """
     now = 0.0
 
     def clock() -> float:
-        return now + (0.0 if threading.current_thread() is threading.main_thread() else 0.5 - rank / 10)
+        return now + (0.1 if rank == 0 or threading.current_thread() is not threading.main_thread() else 0.0)
 
     patches: list[Any] = [mock.patch.object(async_gossip, "Worker", Recorded)]
     if lockstep:
         patches += [mock.patch("time.perf_counter", clock)]
-        patches += [mock.patch.object(async_gossip, "communications_owed", return_value=itertools.repeat(1))]
+        debts = itertools.repeat(1 - rank)
+        patches += [mock.patch.object(averaging, "communications_owed", return_value=debts)]
     with contextlib.ExitStack() as stack:
         for patch in patches:
             stack.enter_context(patch)
-        model, gossip = begin(0, dtype=dtype, momentum=lockstep, strength=4.0)
+        model, gossip = begin(0, dtype=dtype, momentum=lockstep, strength=4.0, rate=1.0 if lockstep else 4.0)
         stack.enter_context(gossip)
-        start, events = gossip._vectors.x.tolist(), gossip._vectors.events
+        start, events, own = gossip._vectors.x.tolist(), gossip._vectors.events, gossip._averaging
         torch.manual_seed(rank)
         for step in range(steps):
-            now = step + rank / 10
+            now = float(step)
+            if lockstep and rank == 0:
+                dist.barrier()  # rank 1 has done its step
             gradient(model, 0.003)
             gossip.step()
-            gossip._wait(lambda due=step + 1: not lockstep or gossip._peer_counts.total() == due)
-        gossip._hold()
+            if lockstep:
+                if rank == 1:
+                    dist.barrier()
+                gossip._wait(lambda due=step + 1: (own.asked + own.answered).total() == due)
+        own.hold()
         state = gossip.state_dict()
     return {"start": start, "events": events, "x": state["x"].tolist(), "x_tilde": state["x_tilde"].tolist()}
 
@@ -191,7 +211,7 @@ def leave(rank: int, folder: str) -> dict[str, Any]:
         workers = second.average_(1.0)
         seconds = time.monotonic() - begun
         done.touch()
-    result = {"lost": first.statistics()["lost"], "alive": first._thread.is_alive(), "services": services}
+    result = {"lost": first.statistics()["lost"], "alive": first._averaging._thread.is_alive(), "services": services}
     return result | {"workers": workers, "took": seconds}
 
 
@@ -215,7 +235,7 @@ def save_and_load(rank: int) -> dict[str, Any]:
         for _ in range(20):
             gradient(model, 0.003)
             gossip.step()
-        gossip._hold()
+        gossip._averaging.hold()
         state = gossip.state_dict()
     other, second = begin(7)
     with second:
@@ -223,7 +243,7 @@ def save_and_load(rank: int) -> dict[str, Any]:
         again = second.state_dict()
     for kept in (state, again):
         kept |= {"x": kept["x"].tolist(), "x_tilde": kept["x_tilde"].tolist()}
-    due, due_again = ([next(one._debts) for _ in range(50)] for one in (gossip, second))
+    due, due_again = ([next(one._averaging._debts) for _ in range(50)] for one in (gossip, second))
     weight = other[0].weight.flatten().tolist()
     return {"state": state, "again": again, "due": due, "due_again": due_again, "weight": weight}
 

@@ -135,17 +135,18 @@ def test_without_the_service_training_goes_on(tmp_path: Path) -> None:
 
 
 def in_order(one: list[tuple], other: list[tuple]) -> list[tuple]:
-    """Both ranks' events for `replay`, in an order that both agree with: their k-th communications are one."""
+    """Both ranks' events for `replay`, in an order that both agree with: what one asks the other answers next."""
     result: list[tuple] = []
     rest = [list(one), list(other)]
     while any(rest):
         for rank, events in enumerate(rest):
             while events and events[0][0] == "gradient":
-                kind, time, direction = events.pop(0)
-                result.append((kind, time, rank, direction))
+                _, time, direction = events.pop(0)
+                result.append(("gradient", time, rank, direction))
         if any(rest):
-            (kind, time, _), _ = (events.pop(0) for events in rest)
-            result.append((kind, time, 0, 1))
+            (kind, time, _), (other_kind, *_) = (events.pop(0) for events in rest)
+            assert {kind, other_kind} == {"asks", "answers"}
+            result.append(("communication", time, 0, 1))
     return result
 
 

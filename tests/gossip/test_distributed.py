@@ -1,23 +1,30 @@
-"""What gossip between processes stands on: a worker's vectors, matchmaking, channels, the rendezvous."""
+"""What gossip between processes stands on: a worker's vectors, averagings, messages, the rendezvous, the key."""
 
 from __future__ import annotations
 
 import json
-import multiprocessing
+import pickle
+import socket
 import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
+import networkx as nx
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare
 
 from unlocked.errors import SettingError
 from unlocked.gossip import topology
-from unlocked.gossip.distributed import exchange, rendezvous, vectors
-from unlocked.gossip.distributed.channel import Channel
-from unlocked.gossip.distributed.matchmaking import Ended, Matchmaker
+from unlocked.gossip.distributed import rendezvous, vectors, wire
+from unlocked.gossip.distributed.averaging import Averaging
+from unlocked.gossip.distributed.exchange import Memory
 from unlocked.gossip.distributed.vectors import Vectors
+from unlocked.gossip.distributed.wire import Channel, Stranger
 from unlocked.gossip.momentum import Constants
 from unlocked.gossip.reference import replay
 
@@ -32,11 +39,10 @@ class Clock:
 
 def meet(one: Vectors, other: Vectors) -> None:
     """An averaging whose exchange takes no time."""
-    first, second = one.offer().clone(), other.offer().clone()
-    one.received.copy_(second)
-    other.received.copy_(first)
-    one.average()
-    other.average()
+    sent, back = torch.empty_like(one.x), torch.empty_like(one.x)
+    one.offer(sent)
+    other.answer(sent, back)
+    one.average(sent, back)
 
 
 @pytest.mark.parametrize("dynamics", ["exact", "released"])
@@ -76,15 +82,14 @@ def test_what_happens_meanwhile_changes_no_sum(monkeypatch: pytest.MonkeyPatch) 
         worker.begin(1.0, 0.0)
     before = one.x + one.x_tilde + other.x + other.x_tilde
     clock.now = 0.7
-    first, second = one.offer().clone(), other.offer().clone()
+    sent, back = torch.empty_like(one.x), torch.empty_like(one.x)
+    one.offer(sent)
     clock.now = 1.9
     step = torch.ones(50, dtype=torch.float64)
     one.descend(step, 0.5, torch.zeros(50, dtype=torch.float64), 0.0)
-    one.received.copy_(second)
-    one.average()
+    other.answer(sent, back)
     clock.now = 2.3
-    other.received.copy_(first)
-    other.average()
+    one.average(sent, back)
     torch.testing.assert_close(one.x + one.x_tilde + other.x + other.x_tilde, before - 2 * 0.5 * step)
 
 
@@ -104,54 +109,128 @@ def test_looking_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     assert x is x_tilde
 
 
-def test_matchmaking_forgets_the_lost() -> None:
-    """First come, first served; who is lost, or cannot be reached from a worker, is not paired with it."""
-    maker = Matchmaker(topology.build("complete", 4), 0)
-    assert maker.arrange(0) is None
-    assert maker.arrange(1) == (1, 0)
-    assert maker.arrange(1) is None  # asks for the next one in the middle of the step
-    assert maker.arrange(0) == (2, 1)
-    maker.part(2, 3)
-    assert maker.arrange(2) is None
-    assert maker.arrange(3) is None
-    maker.drop(2)
-    assert maker.arrange(1) == (3, 3)
-    assert 2 not in {j for others in maker.neighbours.values() for j in others}
+@contextmanager
+def together(graph: nx.Graph, rate: float = 2.0, length: int = 50) -> Iterator[list[Averaging]]:
+    """Workers of a graph in this process, in float64 and apart, that have all met."""
+    draws = torch.Generator().manual_seed(0)
+    starts = [torch.randn(length, generator=draws, dtype=torch.float64) for _ in graph]
+    constants = Constants.accelerated(*topology.chi(graph, rate))
+    workers = [
+        Averaging(Vectors(x, constants, "exact"), graph, k, rate=rate, seed=0, key=b"key", timeout=5.0)
+        for k, x in enumerate(starts)
+    ]
+    places = {k: ("127.0.0.1", worker.connect("127.0.0.1")) for k, worker in enumerate(workers)}
+    try:
+        for worker in workers:
+            worker.meet(places)
+            worker.vectors.begin(0.001, 0.0)
+            worker.begin()
+        assert all(worker.linked({*places}) for worker in workers)
+        yield workers
+    finally:
+        for worker in workers:
+            worker.close()
 
 
-@pytest.mark.parametrize(
-    ("said", "lost", "ended", "reported"),
-    [
-        ([(0, True), (1, True)], None, Ended({(0, 1): 1}, 0, 0), False),
-        ([(0, True), (1, False)], None, Ended({}, 1, 0), True),
-        ([(0, False), (1, False)], None, Ended({}, 0, 1), True),
-        ([(0, True)], 1, Ended({}, 1, 0), False),
-        ([(0, False)], 1, Ended({}, 0, 1), False),
-        ([], 1, Ended({}, 0, 0), False),  # the other has not yet said
-    ],
-)
-def test_every_gossip_step_is_counted_once(said: Any, lost: int | None, ended: Ended, reported: bool) -> None:
-    """When both sides have said what became of it or are lost; those that failed between living workers are reported,
-    with a reason, and the pair is not made again.
+def total(workers: list[Averaging]) -> torch.Tensor:
+    return torch.stack([worker.vectors.x + worker.vectors.x_tilde for worker in workers]).sum(0)
+
+
+def drive(worker: Averaging, steps: int) -> None:
+    """Steps that change nothing, and the averagings that they make due."""
+    for _ in range(steps):
+        with worker.changed:
+            assert worker.changed.wait_for(lambda: not worker.must_wait(), 20)
+        time.sleep(0.002)
+        worker.after_step(lambda: None)
+
+
+def drive_all(workers: list[Averaging], steps: int) -> None:
+    """All at the same time; then none takes part any more."""
+    threads = [threading.Thread(target=drive, args=(worker, steps)) for worker in workers]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert all(worker.hold() for worker in workers)
+
+
+@pytest.mark.parametrize("far", [False, True])
+def test_averagings_conserve_the_sum(monkeypatch: pytest.MonkeyPatch, far: bool) -> None:
+    """Through shared memory, and as if the workers were on different hosts: all ask all, nobody waits for ever, both
+    sides count the same, and the vectors come together.
     """
-    maker = Matchmaker(topology.build("complete", 2), 0)
-    maker.arrange(1)
-    maker.arrange(0)
-    failed = [maker.confirm(1, worker, applied, "" if applied else "why") for worker, applied in said]
-    if lost is not None:
-        maker.drop(lost)
-    assert maker.ended == ended
-    assert bool(maker.under_way) == (not said)
-    assert [step.reason for step in failed if step] == ["why"] * reported
-    if not all(applied for _, applied in said):
-        assert maker.neighbours == {0: [], 1: []}
+    if far:
+        monkeypatch.setattr(Memory, "opened", lambda *_: None)
+    with together(topology.build("complete", 4), rate=8.0) as workers:
+        before = total(workers)
+        drive_all(workers, 60)
+        torch.testing.assert_close(total(workers), before, rtol=0, atol=1e-12)
+        assert max(float((w.vectors.x - workers[0].vectors.x).abs().max()) for w in workers) < 0.1
+        for one in workers:
+            assert one.asked.total() >= 20
+            assert all(workers[peer].answered[one.rank] == count for peer, count in one.asked.items())
+            assert (one.failed, one.in_vain) == ({}, 0)
 
 
-def test_a_channel_ends_for_both() -> None:
-    """Hanging up wakes whoever waits for a message."""
-    here, there = (Channel(end) for end in multiprocessing.Pipe())
-    there.send({"x": torch.arange(3)})
-    assert here.receive()["x"].tolist() == [0, 1, 2]
+def test_an_edge_that_counts_twice_is_used_twice_as_often() -> None:
+    """Chi-square against the graph's rates: every worker asks its neighbours in proportion to the weights."""
+    graph = nx.Graph()
+    graph.add_weighted_edges_from([(0, 1, 3), (1, 2, 1), (0, 2, 1)])
+    with together(graph, length=3) as workers:
+        drive_all(workers, 400)
+        counts = Counter({(min(w.rank, p), max(w.rank, p)): 0 for w in workers for p in w.asked})
+        for worker in workers:
+            counts.update({(min(worker.rank, p), max(worker.rank, p)): n for p, n in worker.asked.items()})
+    rates = topology.edge_rates(graph)
+    seen, wanted = np.array([counts[edge] for edge in rates]), np.array(list(rates.values()))
+    assert chisquare(seen, wanted / wanted.sum() * seen.sum()).pvalue > 1e-4, counts
+
+
+def test_a_peer_that_is_gone_or_silent_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is lost with its connection, one never answers: the rest go on, and say so."""
+    with together(topology.build("star", 3)) as (hub, gone, silent):
+        gone.close()
+        hub.timeout = 0.2
+        monkeypatch.setattr(silent, "_was_asked", lambda *_: None)
+        deadline = time.monotonic() + 20
+        while hub._links and time.monotonic() < deadline:
+            hub.after_step(lambda: None)
+            time.sleep(0.01)
+        assert hub.failed == {2: "no answer within 0.2 s"}
+        assert hub.in_vain <= 2
+        assert hub.hold()
+
+
+def test_who_does_not_know_the_key_is_no_peer() -> None:
+    """Nonsense, silence, a wrong key: the connection ends, and nothing else."""
+    with together(topology.build("path", 2)) as workers:
+        port = workers[0]._listener[0].getsockname()[1]
+        silent = socket.create_connection(("127.0.0.1", port))
+        with socket.create_connection(("127.0.0.1", port)) as loud:
+            loud.sendall(pickle.dumps(print) * 1000)
+        with socket.create_connection(("127.0.0.1", port)) as wrong, pytest.raises((Stranger, OSError)):
+            wire.prove(wrong, b"wrong", server=False)
+        drive_all(workers, 20)
+        assert workers[0].asked.total() + workers[0].answered.total() > 5
+        silent.close()
+
+
+# Messages
+
+
+def test_messages_are_plain_data() -> None:
+    """Values, dataclasses and arrays come as they went; objects are refused; hanging up wakes who waits."""
+    here, there = map(Channel, socket.socketpair())
+    arrays = [np.arange(6.0).reshape(2, 3), torch.tensor(7), np.zeros((0, 2), np.int8)]
+    there.send("word", {"x": arrays}, Constants(0.5, float("inf"), 1.0), None)
+    word, values, constants, nothing = here.receive()
+    assert (word, constants, nothing) == ("word", {"eta": 0.5, "alpha": float("inf"), "alpha_tilde": 1.0}, None)
+    for sent, got in zip(arrays, values["x"], strict=True):
+        np.testing.assert_array_equal(np.asarray(sent), got)
+        assert np.asarray(sent).dtype == got.dtype
+    with pytest.raises(TypeError, match="no plain value"):
+        there.send("word", print)
     heard: list[str] = []
 
     def listen() -> None:
@@ -166,39 +245,76 @@ def test_a_channel_ends_for_both() -> None:
     waiting.join(10)
     assert heard == ["the end"]
     with pytest.raises(OSError):  # noqa: PT011 - EPIPE or ECONNRESET
-        there.send(1)
+        there.send("word")
     here.hang_up()
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        wire.SIZES.pack(2**31, 0),
+        wire.SIZES.pack(2, 2**60),
+        wire.SIZES.pack(4, 0) + b"\xff\xfe\x00{",
+        wire.SIZES.pack(25, 0) + b'[{"array": ["f8", [9999]]}]'[:25],
+        wire.SIZES.pack(25, 8) + b'[{"array": ["O", [1]]}]   '[:25] + bytes(8),
+    ],
+)
+def test_what_is_no_message_ends_a_connection(data: bytes) -> None:
+    """Sizes beyond any, no JSON, arrays that are not there or of objects."""
+    here, there = socket.socketpair()
+    there.sendall(data)
+    there.close()
+    with pytest.raises(EOFError):
+        Channel(here).receive()
+    here.close()
+
+
 def test_strangers_are_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who does not know the key is turned away, and the next one is let in."""
+    """Who does not know the key, which stands in no store, is turned away, and the next one is let in."""
     store = torch.distributed.HashStore()
     monkeypatch.setattr(rendezvous, "rendezvous", lambda: store)
+    monkeypatch.setenv(wire.KEY, "secret")
     reception = rendezvous.Reception(2, "lo")
-    host, port, key = rendezvous.coordinator()
+    host, port = rendezvous.coordinator()
     assert host == "127.0.0.1"
 
     def come() -> None:
-        with pytest.raises(multiprocessing.AuthenticationError):
+        with pytest.raises((Stranger, OSError)):
             rendezvous.connect(host, port, b"wrong", 1)
-        channels.append(rendezvous.connect(host, port, key, 1))
+        channels.append(rendezvous.connect(host, port, wire.shared_key(), 1))
 
     channels: list[Channel] = []
     guest = threading.Thread(target=come)
     guest.start()
-    ((rank, connection),) = reception.arrivals(20)
+    ((rank, channel),) = reception.arrivals(20)
     guest.join(20)
-    Channel(connection).send("welcome")
+    channel.send("welcome")
     assert rank == 1
-    assert channels[0].receive() == "welcome"
+    assert channels[0].receive() == ["welcome"]
     assert list(reception.arrivals(0.1)) == []  # nobody else comes
+    assert all(wire.shared_key().hex().encode() not in store.get(key) for key in [rendezvous.ADDRESS])
     reception.close()
+
+
+def test_the_key_is_the_users_alone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """From the environment; else a file, made once for the user alone, not believed if others can read it."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv(wire.KEY, raising=False)
+    first, path = wire.shared_key(), tmp_path / ".unlocked_key"
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert first == wire.shared_key() != wire.shared_key(b"other")
+    assert list(tmp_path.iterdir()) == [path]
+    path.chmod(0o640)
+    with pytest.raises(SettingError, match="chmod 600"):
+        wire.shared_key()
+    monkeypatch.setenv(wire.KEY, "secret")
+    assert wire.shared_key() == wire.shared_key(b"other") != first
 
 
 def test_interfaces() -> None:
     """Loopback has its address; another one is looked up, and one that is not there is refused."""
     assert rendezvous.interface_address("lo") == "127.0.0.1"
-    assert exchange.interface_name("eth7") == "eth7"
+    assert rendezvous.interface_name("eth7") == "eth7"
     with pytest.raises(SettingError, match="lo"):
         rendezvous.interface_address("nosuch0")
 
@@ -209,15 +325,14 @@ def test_a_trace_shows_gossip_beside_gradients(tmp_path: Path) -> None:
     rounds = 30
     worker = Vectors(torch.zeros(2**24, device="cuda"), Constants.accelerated(20.0, 0.9), "exact")
     worker.begin(1.0, 0.0)
-    staging, matrix = torch.empty(2**24, pin_memory=True), torch.randn(4096, 4096, device="cuda")
+    sent, back = (torch.zeros(2**24, pin_memory=True) for _ in range(2))
+    matrix = torch.randn(4096, 4096, device="cuda")
 
     def gossip() -> None:
         with torch.cuda.stream(torch.cuda.Stream()):
             for _ in range(rounds):
-                staging.copy_(worker.offer(), non_blocking=True)
-                exchange.finish_stream(worker.x.device)
-                worker.received.copy_(staging, non_blocking=True)
-                worker.average()
+                worker.offer(sent)
+                worker.average(sent, back)
 
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:

@@ -160,7 +160,8 @@ def train(runs: Sequence[Run], results: Path, items: Mapping[str, Iterable[str]]
             raise SettingError("run", run.id, "computes in one process: start it without torchrun or srun")
     launcher: Any = pkgutil.resolve_name(runs[0].launcher or "")
     if where.rank:
-        launcher.follow(where)
+        by_id = {run.id: run for run in runs}
+        launcher.follow(where, lambda name: (by_id[name], load_data(data_key(by_id[name]))))
         return []
     with launcher.together(where, runs[0].runtime):
         return train_here(runs, results, items or {})

@@ -1,36 +1,45 @@
 """`unlocked bench processes`: what gossip between real processes costs, and what it gains over all-reduce.
 
-Every run trains on noise with two workers, on loopback, as a training does but for its evaluations. Times are
-wall-clock times, because waiting is what this is about: nothing else should run on the machine meanwhile.
+Every run trains on noise, on this machine, as a training does but for its evaluations; with two workers, or with four
+that sleep for most of a gradient. Times are wall-clock times, because waiting is what this is about: nothing else
+should run on the machine meanwhile.
 """
 
 from __future__ import annotations
 
 import multiprocessing
+import os
+import socket
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from multiprocessing.connection import Connection
 from statistics import median
 from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from unlocked.bench import Options, ratio
 from unlocked.bench.gossip import BATCH, IMAGES, noise_data
-from unlocked.gossip.distributed import exchange, rendezvous
+from unlocked.gossip.distributed import rendezvous
+from unlocked.gossip.distributed.exchange import Memory
+from unlocked.gossip.distributed.wire import Channel, read
 from unlocked.papers.acid import settings as acid
 from unlocked.papers.acid.processes.training import ProcessTraining
 
-WORKERS = 2
+WORKERS, WAITERS = 2, 4
+WAIT_MILLISECONDS = 20.0  # that a gradient leaves the processor free, as on a GPU
 LENGTH = {"mlp": 8, "conv": 2}  # times `Options.gradients` a run takes, for about a second each
 NEVER = 1e-9  # communications per gradient: none at all
 DENSE = 64.0  # communications per gradient: much gossip, few gradients beside
 MEANINGS = {
     "gossip_on_off_mlp_2": "gradients per second with gossip / without, 2 workers, multilayer perceptron",
     "gossip_on_off_conv_2": "the same, small convolutional net",
+    "gossip_on_off_waiting_4": "the same, 4 workers, perceptron; a gradient leaves the processor free for 20 ms",
     "async_vs_ddp_straggler": "time of DistributedDataParallel / of A²CiD², one worker of 2 slowed twofold",
     "averaging_vs_raw": "pair averagings per second, with gradients beside / exchanges of as many bytes by gloo alone",
+    "core_milliseconds_per_averaging": "CPU time of both workers in asking, answering and averaging (perceptron)",
+    "core_milliseconds_floor": "the same of a bare exchange: two copies in shared memory, a byte each way",
     "idle_cpu": "CPU seconds of a worker's gossip threads beyond transfers and updates / second (perceptron)",
     "milliseconds_per_gradient_mlp": "without gossip",
     "milliseconds_per_gradient_conv": "without gossip",
@@ -51,6 +60,14 @@ def measure(options: Options) -> dict[str, float]:
         numbers[f"communications_per_gradient_{network}"] = median(2 * o.averagings / o.gradients for o in turns["on"])
         if network == "mlp":
             numbers["idle_cpu"] = median(o.overhead_cpu / (WORKERS * o.seconds) for o in turns["on"])
+            numbers["core_milliseconds_per_averaging"] = median(
+                1e3 * (o.useful_cpu + o.overhead_cpu) / o.averagings for o in turns["on"]
+            )
+    factor = WAIT_MILLISECONDS / numbers["milliseconds_per_gradient_mlp"]
+    waiting: dict[str, Any] = {"workers": WAITERS, "clock": acid.Slowdown(WAITERS, max(1.0, factor))}
+    few = replace(options, gradients=max(WAITERS, options.gradients // 4))
+    turns = race({"on": run_of("mlp", few, **waiting), "off": run_of("mlp", few, rate=NEVER, **waiting)}, options.turns)
+    numbers["gossip_on_off_waiting_4"] = ratio(speeds(turns["on"]), speeds(turns["off"]))
     kinds = {"ddp": acid.ProcessAllReduce, "async": acid.ProcessAcid}
     runs = {name: run_of("conv", options, kind, clock=acid.Slowdown(1)) for name, kind in kinds.items()}
     turns = race(runs, options.turns)
@@ -68,7 +85,7 @@ def run_of(
     return kind(
         data=acid.PartitionedData(name="fashion_mnist", train_limit=IMAGES),
         model=acid.Network(name=network),
-        workers=WORKERS,
+        workers=settings.pop("workers", WORKERS),
         optim=acid.LargeBatch(lr=0.02, batch_size=BATCH, epochs=epochs),
         evaluation=acid.Evaluation(points=1, workers="never"),
         **settings,
@@ -82,7 +99,8 @@ class Outcome:
     gradients: int
     averagings: int
     seconds: float
-    overhead_cpu: float  # seconds over all workers
+    useful_cpu: float  # seconds over all workers, of gossip: in transfers and updates
+    overhead_cpu: float  # all the rest
 
 
 def outcome(run: acid.ProcessRun) -> Outcome:
@@ -93,8 +111,9 @@ def outcome(run: acid.ProcessRun) -> Outcome:
             pass
         assert training.coordinator is not None
         seconds, counts = training.coordinator.finish().seconds, training.counts()
-        overhead = sum(tally.overhead_cpu_seconds for tally in training.tallies())
-        return Outcome(counts["gradients"], counts.get("communications", 0), seconds, overhead)
+        tallies = training.tallies()
+        cpu = [sum(getattr(tally, f"{name}cpu_seconds") for tally in tallies) for name in ("useful_", "overhead_")]
+        return Outcome(counts["gradients"], counts.get("communications", 0), seconds, *cpu)
     finally:
         training.close()
 
@@ -118,39 +137,66 @@ def averagings(options: Options) -> dict[str, float]:
     few = max(WORKERS * 4, options.gradients // 8)
     run = run_of("conv", replace(options, gradients=few // LENGTH["conv"]), rate=DENSE)
     size, count = len(ProcessTraining(run, noise_data()).start), max(16, int(few * DENSE / WORKERS))
-    turns = [(outcome(run), exchanges_per_second(size, count)) for _ in range(options.turns + 1)][1:]
+    perceptron = len(ProcessTraining(run_of("mlp", options), noise_data()).start)
+    turns = [(outcome(run), bare(size, count)) for _ in range(options.turns + 1)][1:]
     return {
-        "averaging_vs_raw": median(done.averagings / done.seconds / raw for done, raw in turns),
-        "microseconds_per_exchange": median(1e6 / raw for _, raw in turns),
+        "averaging_vs_raw": median(done.averagings / done.seconds * raw["gloo"] for done, raw in turns),
+        "microseconds_per_exchange": median(1e6 * raw["gloo"] for _, raw in turns),
+        "core_milliseconds_floor": median(1e3 * bare(perceptron, count)["cpu"] for _ in range(options.turns)),
     }
 
 
-def exchanges_per_second(size: int, count: int) -> float:
-    """Of float32 vectors of length `size` between two processes that do nothing else."""
+def bare(size: int, count: int) -> dict[str, float]:
+    """Exchanges of float32 vectors of length `size` between two processes that do nothing else: seconds of one by gloo,
+    and CPU seconds of one through shared memory.
+    """
     store, port = rendezvous.serve("127.0.0.1")
-    context = multiprocessing.get_context("forkserver")
-    ends = [context.Pipe() for _ in range(2)]
-    processes = [
-        context.Process(target=exchange_alone, args=(there, port, worker, size, count))
-        for worker, (_, there) in enumerate(ends)
-    ]
-    for process in processes:
-        process.start()
-    seconds = max(here.recv() for here, _ in ends)
-    for process in processes:
-        process.join()
+    context, lines, ends = multiprocessing.get_context("forkserver"), socket.socketpair(), []
+    for worker, line in enumerate(lines):
+        here, there = socket.socketpair()
+        context.Process(target=exchange_alone, args=(there, line, port, worker, size, count)).start()
+        there.close()
+        line.close()
+        ends.append(Channel(here))
+    (one, *cpu), (other, *more) = (end.receive()[1:] for end in ends)
     del store
-    return count / seconds
+    return {"gloo": max(one, other) / count, "cpu": (cpu[0] + more[0]) / count}
 
 
-def exchange_alone(line: Connection, port: int, worker: int, size: int, count: int) -> None:
-    """One side: send the seconds that `count` exchanges took."""
+def exchange_alone(end: socket.socket, line: socket.socket, port: int, worker: int, size: int, count: int) -> None:
+    """One side: say what `count` exchanges took."""
     torch.set_num_threads(1)
-    sent, received = torch.zeros(size), torch.zeros(size)
-    store = exchange.store(("127.0.0.1", port), 60.0)
-    own = exchange.Peers(store, worker, sent, backend="gloo", interface="lo", timeout=60.0)
-    own.exchange(1 - worker, sent, received)
-    begun = time.perf_counter()
+    os.environ["GLOO_SOCKET_IFNAME"] = rendezvous.interface_name("lo")
+    store = dist.TCPStore("127.0.0.1", port, is_master=False, wait_for_workers=False)
+    dist.init_process_group("gloo", store=store, rank=worker, world_size=WORKERS)
+    x, received = torch.zeros(size), torch.zeros(size)
+    begun = 0.0
+    for turn in range(count + 1):
+        if turn == 1:  # the first one connects
+            begun = time.perf_counter()
+        for work in [dist.isend(x, 1 - worker), dist.irecv(received, 1 - worker)]:
+            assert work is not None
+            work.wait()
+    seconds = time.perf_counter() - begun
+    Channel(end).send("took", seconds, share(line, worker, x, count))
+    dist.destroy_process_group()
+
+
+def share(line: socket.socket, worker: int, x: torch.Tensor, count: int) -> float:
+    """CPU seconds of one side where worker 0 asks and worker 1 answers, as `gossip.distributed.exchange` has it."""
+    memory, where, mark = Memory.made(x, 1)
+    channel = Channel(line)
+    channel.send("memory", where, mark)
+    _, where, mark = channel.receive()
+    sent, back = (memory if worker == 0 else Memory.opened(x, where, mark) or memory).pair(0)
+    begun = time.process_time()
     for _ in range(count):
-        own.exchange(1 - worker, sent, received)
-    line.send(time.perf_counter() - begun)
+        if worker == 0:
+            sent.copy_(x)
+            line.sendall(b"a")
+            read(line, 1)
+        else:
+            read(line, 1)
+            back.copy_(x)
+            line.sendall(b"d")
+    return time.process_time() - begun

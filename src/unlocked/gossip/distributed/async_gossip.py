@@ -10,15 +10,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import logging
 import math
 import os
-import re
 import secrets
 import socket
-import threading
 import time
-from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -35,16 +31,14 @@ from torch import Tensor, nn
 from unlocked.errors import SettingError
 from unlocked.gossip import topology
 from unlocked.gossip.distributed import rendezvous, server
-from unlocked.gossip.distributed.channel import GONE
-from unlocked.gossip.distributed.exchange import Peers
+from unlocked.gossip.distributed.averaging import Averaging
+from unlocked.gossip.distributed.links import LOG
 from unlocked.gossip.distributed.vectors import Vectors
+from unlocked.gossip.distributed.wire import GONE, shared_key
 from unlocked.gossip.momentum import Constants, descend_
-from unlocked.gossip.schedule import communications_owed
 
-BACKLOG = 2.0  # gradients whose communications may still be under way
 INTERFACE = "GLOO_SOCKET_IFNAME"  # torch.distributed's variable
-LOG = logging.getLogger("unlocked.gossip")
-GLOO_EXTRAS = re.compile(r"^\[.*?\] |\. This is typically.*")  # where in its source, and guesses
+SECONDS_BETWEEN_REPORTS = 0.1  # on how long gradients take
 
 
 def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -128,61 +122,60 @@ class AsyncGossip:
         self.rank, workers = dist.get_rank(process_group), dist.get_world_size(process_group)
         self._parameters = trained(model, optimizer)
         self._graph, constants = network(graph, workers, rate, momentum, strength, seed)
-        self._group, self._rate, self._seed, self.timeout = process_group, rate, seed, timeout
+        self._group, self._settings, self.timeout = process_group, (graph, rate, momentum, strength, seed), timeout
         self._optimizer, self._buffers = optimizer, [b for b in model.buffers() if b.is_floating_point()]
-        self._meet(model, (graph, rate, momentum, strength, seed))
+        self._meet(model)
         self._vectors = Worker(self._parameters, constants)
-        self._debts = communications_owed(rate, seed, self.rank)
+        self._changed = self._vectors.changed  # guards what follows
+        self._counts = {"steps": 0, "timed": 0, "seconds": 0.0}
         self._ended: float | None = None  # when the last gradient did; None: the next one is not timed
-        self._changed = threading.Condition()  # guards what follows
-        self._counts = {"steps": 0, "owed": 0, "timed": 0, "seconds": 0.0}
-        self._peer_counts: Counter[int] = Counter()
+        self._reported = 0.0  # when the service last heard how long gradients take
         self._lost: dict[int, str] = {}
-        self._failed: dict[int, str] = {}
         self._waited = 0.0  # seconds
-        self._state = "idle"  # or asked, alone, match, held
-        self._holding = self._closing = False
+        self._closing = False
         self._mean: tuple[int, Any] | None = None
-        self._down = ""  # why there is no gossip any more
-        self._connect()
-        self._thread = threading.Thread(target=self._listen, daemon=True, name="gossip")
-        self._thread.start()
+        self._connect(rate, seed)
 
     # The start
 
-    def _meet(self, model: nn.Module, settings: tuple) -> None:
+    def _meet(self, model: nn.Module) -> None:
         """All ranks must have the same model and settings; everything becomes rank 0's."""
         layout = [(p.shape, p.stride(), p.dtype) for p in self._parameters]
-        told: list[Any] = [None] * dist.get_world_size(self._group)
-        dist.all_gather_object(told, ((settings, layout), socket.gethostname()), group=self._group)
+        told = self._gathered(((self._settings, layout), socket.gethostname()))
         for rank, (theirs, host) in enumerate(told):
             if theirs != told[0][0]:
                 raise SettingError("rank", rank, "has a model, graph, rate, momentum, strength or seed unlike rank 0's")
             if host != told[0][1] and INTERFACE not in os.environ:
                 raise SettingError(INTERFACE, None, "must name a network interface, with processes on several machines")
-        self._first = 0 if self._group is None else dist.get_global_rank(self._group, 0)
+        first = 0 if self._group is None else dist.get_global_rank(self._group, 0)
         for tensor in itertools.chain(model.parameters(), model.buffers()):
             data = tensor.detach().contiguous()
-            dist.broadcast(data, self._first, group=self._group)
+            dist.broadcast(data, first, group=self._group)
             tensor.detach().copy_(data)
 
-    def _connect(self) -> None:
-        """To the service and, in one order of all edges, to the neighbours: nothing is connected later."""
-        box: list[Any] = [None]
+    def _gathered(self, own: Any) -> list[Any]:
+        """What every rank says."""
+        told: list[Any] = [None] * dist.get_world_size(self._group)
+        dist.all_gather_object(told, own, group=self._group)
+        return told
+
+    def _connect(self, rate: float, seed: int) -> None:
+        """To the service and to the neighbours; nothing is connected later."""
+        here, key, port = rendezvous.interface_address(os.environ.get(INTERFACE, "lo")), b"", 0
         if self.rank == 0:
-            key, here = secrets.token_bytes(32), rendezvous.interface_address(os.environ.get(INTERFACE, "lo"))
-            self._store, store_port = rendezvous.serve(here)
-            box = [(here, server.start(self._graph, self._seed, here, key), key, store_port)]
-        dist.broadcast_object_list(box, self._first, group=self._group)
-        here, port, key, store_port = box[0]
-        self._channel = rendezvous.connect(here, port, key, self.rank)
-        store = dist.TCPStore(here, store_port, is_master=False, wait_for_workers=False)
-        backend = "nccl" if dist.get_backend(self._group) == "nccl" else "gloo"
-        x, seconds = self._vectors.x, self.timeout
-        self._peers = Peers(store, self.rank, x, backend=backend, interface=None, timeout=seconds)
-        for edge in sorted(sorted(edge) for edge in self._graph.edges):
-            if self.rank in edge:
-                self._peers.connect(sum(edge) - self.rank)
+            key = secrets.token_bytes(32)
+            port = server.start(len(self._graph), here, shared_key(key))
+        (first, key, port), *_ = self._gathered((here, key, port))
+        key = shared_key(key)
+        self._channel = rendezvous.connect(first, port, key, self.rank)
+        self._averaging = Averaging(
+            self._vectors, self._graph, self.rank, rate=rate, seed=seed, key=key, timeout=self.timeout
+        )
+        self._averaging.watch(self._channel, self._hear)
+        places = dict(enumerate(self._gathered((here, self._averaging.connect(here)))))
+        self._averaging.meet(places)
+        self._averaging.linked({*places})
+        self._averaging.begin()
         dist.barrier(self._group)
 
     # The training's thread
@@ -195,28 +188,33 @@ class AsyncGossip:
         """
         self._vectors.m.copy_(self._vectors.read)
         result = (make or self._optimizer.step)()
+        now = time.perf_counter()
         if self._ended is not None:  # the first gradient, which often takes much longer, is not counted
             self._counts["timed"] += 1
-            self._counts["seconds"] += time.perf_counter() - self._ended
-            if math.isinf(self._vectors.unit):  # until the service knows more
-                self._vectors.unit = self._counts["seconds"]
-        most = BACKLOG * max(1.0, self._rate)
-        self._wait(lambda: self._counts["owed"] <= most or self._state not in ("asked", "match"))
-        self._vectors.step()
-        with self._changed:
-            self._counts["steps"] += 1
-            self._counts["owed"] += next(self._debts)
-            if self._holding and not self._closing:
-                self._holding, self._state = False, "idle"
-            self._ask()
+            self._counts["seconds"] += now - self._ended
+            self._report(now)
+        if self._averaging.must_wait():
+            self._wait(lambda: not self._averaging.must_wait())
+        if self._averaging.frozen:
+            self._averaging.resume()
+        self._averaging.after_step(self._vectors.step)
+        self._counts["steps"] += 1
         self._ended = time.perf_counter()
         return result
+
+    def _report(self, now: float) -> None:
+        """Tell the service, from time to time, how long gradients take; it answers with the mean over workers."""
+        if math.isinf(self._vectors.unit):  # until the service knows more
+            self._vectors.unit = self._counts["seconds"]
+        if now - self._reported > SECONDS_BETWEEN_REPORTS:
+            self._reported = now
+            self._say("timed", self._counts["timed"], self._counts["seconds"])
 
     def _wait(self, condition: Callable[[], Any], seconds: float | None = None) -> bool:
         """Sleep until a condition holds, there is no gossip any more, or the time is over; returns whether it holds."""
         begun = time.perf_counter()
         with self._changed:
-            self._changed.wait_for(lambda: condition() or self._down, seconds)
+            self._changed.wait_for(lambda: condition() or self._averaging.down, seconds)
             self._waited += time.perf_counter() - begun
             return bool(condition())
 
@@ -227,7 +225,7 @@ class AsyncGossip:
         part: 1, with a warning, without the service. Until its next `step` nobody averages with this worker.
         """
         seconds, self._mean, self._ended = self.timeout if timeout is None else timeout, None, None
-        held = self._hold()
+        held = self._averaging.hold() and not self._averaging.down
         self._vectors.start_gradient()  # the model has the current x
         tensors = [self._vectors.x, *self._buffers]
         if held:
@@ -235,7 +233,7 @@ class AsyncGossip:
             self._say("share", torch.cat([t.to("cpu", wide).flatten() for t in tensors]).numpy(), seconds)
             self._wait(lambda: self._mean is not None, seconds + self.timeout)
         if self._mean is None:
-            LOG.warning("rank %d keeps its own parameters: %s", self.rank, self._down or "no answer in time")
+            LOG.warning("rank %d keeps its own parameters: %s", self.rank, self._averaging.down or "no answer in time")
             return 1
         workers, mean = self._mean
         x, *buffers = torch.from_numpy(mean).split([t.numel() for t in tensors])
@@ -244,41 +242,39 @@ class AsyncGossip:
             own.copy_(value.view_as(own))
         return workers
 
-    def _hold(self) -> bool:
-        """Take no part in gossip, once the exchange under way has ended; False if the service does not answer."""
-        with self._changed:
-            self._holding = True
-        self._say("hold")
-        return self._wait(lambda: self._state == "held", 2 * self.timeout)
-
     def statistics(self) -> dict[str, Any]:
         """What has happened to this worker so far; docs/async_gossip.md says what is what."""
         with self._changed:
+            peers = self._averaging.asked + self._averaging.answered
             return {
-                **{name: self._counts[name] for name in ("steps", "owed")},
-                "averagings": self._peer_counts.total(),
-                "peers": dict(sorted(self._peer_counts.items())),
+                "steps": self._counts["steps"],
+                "owed": self._averaging.owed,
+                "averagings": peers.total(),
+                "peers": dict(sorted(peers.items())),
                 "lost": {**self._lost},
-                "failed": {**self._failed},
+                "failed": {**self._averaging.failed},
                 "seconds_waited": self._waited,
                 "gradient_seconds": self._vectors.unit,
-                "gossip": self._down or "runs",
+                "gossip": self._averaging.down or "runs",
             }
 
     def state_dict(self) -> dict[str, Any]:
         """What this worker needs to go on, besides its model's and its optimiser's states."""
         with self._changed:
             x, x_tilde, _, age = self._vectors.copies()
-            return {"x": x, "x_tilde": x_tilde, "age": age, "counts": {**self._counts}, "peers": {**self._peer_counts}}
+            own = self._averaging
+            counts = {**self._counts, "owed": own.owed}
+            peers = {"asked": {**own.asked}, "answered": {**own.answered}}
+            return {"x": x, "x_tilde": x_tilde, "age": age, "counts": counts, "peers": peers}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there, on every rank from its own, before its first step. The model gets x."""
-        vectors, counts = self._vectors, state["counts"]
+        vectors, counts, own = self._vectors, {**state["counts"]}, self._averaging
         with self._changed:
-            self._counts, self._peer_counts = {**counts}, Counter(state["peers"])
-            self._debts = itertools.islice(
-                communications_owed(self._rate, self._seed, self.rank), counts["steps"], None
-            )
+            own.owed, self._counts = counts.pop("owed"), counts
+            own.asked.update(state["peers"]["asked"])
+            own.answered.update(state["peers"]["answered"])
+            own.begin(counts["steps"])
         vectors.become(state["x"])
         vectors.restore(state["x"], state["x_tilde"], vectors.m)
         if counts["timed"]:
@@ -289,13 +285,11 @@ class AsyncGossip:
         if self._closing:
             return
         self._closing = True
-        self._hold()
+        self._averaging.hold()
         self._say("leave")
-        self._channel.hang_up()
-        self._thread.join(2 * self.timeout)
-        if not self._thread.is_alive():  # else it is in an exchange, and ends with the process
-            self._channel.close()
-            del self._peers
+        self._averaging.close()
+        self._averaging.stop("closed")
+        self._channel.close()
 
     def __enter__(self) -> AsyncGossip:
         return self
@@ -305,65 +299,26 @@ class AsyncGossip:
 
     # Both threads
 
-    def _ask(self) -> None:
-        """Ask for a partner if there is need. Only under `_changed`."""
-        if self._counts["owed"] > 0 and self._state == "idle" and not (self._holding or self._down):
-            self._state = "asked"
-            self._say("want", self._counts["timed"], self._counts["seconds"])
-
     def _say(self, *message: Any) -> None:
         """To the service; the gossip's thread notices if it is not there."""
         with contextlib.suppress(*GONE):
-            self._channel.send(message)
+            self._channel.send(*message)
 
     # The gossip's thread
 
-    def _listen(self) -> None:
-        """Do what the service says, until one of the two ends."""
-        device = self._vectors.x.device
-        stream = torch.cuda.stream(torch.cuda.Stream(device)) if device.type == "cuda" else contextlib.nullcontext()
+    def _hear(self) -> None:
+        """What the service says."""
         try:
-            with stream:  # not run on a GPU yet
-                while True:
-                    self._hear(*self._channel.receive())
-        except Exception as error:
-            lost = isinstance(error, GONE)
-            reason = "the pairing service is lost" if lost else f"{type(error).__name__}: {error}"
-            self._channel.hang_up()
-        with self._changed:
-            self._down = "closed" if self._closing else reason
-            self._changed.notify_all()
-        if not self._closing:
-            LOG.warning("rank %d trains on without gossip: %s", self.rank, reason)
-
-    def _hear(self, word: str, *values: Any) -> None:
+            word, *values = self._channel.receive()
+        except GONE:
+            self._averaging.stop("the pairing service is lost")
+            LOG.warning("rank %d trains on without gossip: %s", self.rank, self._averaging.down)
+            return
         with self._changed:
             if word == "mean":
                 self._mean = values[0], values[1]
-            elif word == "lost":
+            elif word == "unit":
+                self._vectors.unit = values[0]
+            else:
                 self._lost[values[0]] = values[1]
-            else:
-                self._state = word
-            self._changed.notify_all()
-        if word == "match":
-            self._average_with(*values)
-
-    def _average_with(self, number: int, peer: int, unit: float | None) -> None:
-        """One gossip step. If the exchange fails nothing has changed."""
-        self._vectors.unit = unit or self._vectors.unit
-        reason = ""
-        try:
-            self._peers.exchange(peer, self._vectors.offer(), self._vectors.received)
-            self._vectors.average()
-        except RuntimeError as error:
-            reason = GLOO_EXTRAS.sub("", str(error).partition("\n")[0])
-        with self._changed:
-            self._state = "idle"
-            self._say("done", number, not reason, reason)
-            if reason:
-                self._failed[peer] = reason
-            else:
-                self._counts["owed"] -= 1
-                self._peer_counts[peer] += 1
-            self._ask()
             self._changed.notify_all()

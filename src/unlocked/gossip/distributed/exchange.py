@@ -1,100 +1,81 @@
-"""Exchanges of a vector between two workers, over torch.distributed.
+"""How two workers exchange vectors: through memory that both map, where they are on one host, else over their socket.
 
-Every pair that ever averages has a process group of its own, made when it first does: an exchange with a worker that
-died or hangs ends with an error for that pair and disturbs no other, and no collective ever waits for a third worker.
-Vectors on a GPU go through page-locked memory (gloo) or directly (nccl).
+Every worker has memory for the vector that it sends and for the one that comes back. A peer on the same host reads the
+one and writes the other where they are, and the socket carries single bytes. The memory has no name in any file system
+and is gone with the last process that has it. Vectors on a GPU go through the host's memory.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
-import sys
-from datetime import timedelta
+import secrets
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
+HEAD = 64  # bytes in front, which show a peer that it has opened the right memory
+ALIGNED = 64
 
 
-def interface_name(interface: str) -> str:
-    """The interface's name on this system: `lo` stands for loopback everywhere."""
-    return LOOPBACK if interface == "lo" else interface
+class Memory:
+    """Pairs of vectors: what is sent and what comes back. Pages that are never written cost nothing."""
+
+    def __init__(self, like: Tensor, buffer: mmap.mmap | bytearray) -> None:
+        self.dtype, self.length, self.buffer = like.dtype, like.numel(), buffer
+        self.stride, self.handle = stride_of(like), -1
+
+    def close(self) -> None:
+        """Nobody can map it from now on."""
+        if self.handle >= 0:
+            os.close(self.handle)
+            self.handle = -1
+
+    @classmethod
+    def made(cls, like: Tensor, pairs: int) -> tuple[Memory, str, str]:
+        """New memory, and where and by which mark peers find it ("" on systems that cannot share it so)."""
+        size = HEAD + 2 * pairs * stride_of(like)
+        if not hasattr(os, "memfd_create"):
+            return cls(like, bytearray(size)), "", ""
+        handle = os.memfd_create("gossip")
+        os.ftruncate(handle, size)
+        memory = cls(like, mmap.mmap(handle, size))
+        memory.handle = handle
+        mark = secrets.token_bytes(HEAD)
+        memory.buffer[:HEAD] = mark
+        return memory, f"/proc/{os.getpid()}/fd/{handle}", mark.hex()
+
+    @classmethod
+    def opened(cls, like: Tensor, where: str, mark: str) -> Memory | None:
+        """A peer's memory; None if it is not on this host."""
+        if not where.startswith("/proc/"):
+            return None
+        try:
+            handle = os.open(where, os.O_RDWR)
+        except OSError:
+            return None
+        try:
+            buffer = mmap.mmap(handle, 0)
+        except (OSError, ValueError):
+            return None
+        finally:
+            os.close(handle)
+        return cls(like, buffer) if buffer[:HEAD].hex() == mark else None
+
+    def pair(self, number: int) -> tuple[Tensor, Tensor]:
+        """The `number`-th pair, each (d,): what its owner sends, and what comes back."""
+        sent, back = (
+            torch.frombuffer(self.buffer, dtype=self.dtype, count=self.length, offset=HEAD + place * self.stride)
+            for place in (2 * number, 2 * number + 1)
+        )
+        return sent, back
 
 
-def choose_interface(interface: str) -> None:
-    """Let torch.distributed use this network interface; it reads the setting whenever it makes a group."""
-    os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface_name(interface)
+def stride_of(like: Tensor) -> int:
+    """Bytes from one vector to the next."""
+    return -(-like.numel() * like.element_size() // ALIGNED) * ALIGNED
 
 
-def store(address: tuple[str, int], timeout: float) -> dist.Store:
-    """The key-value store at (host, port), as a client."""
-    host, port = address
-    return dist.TCPStore(host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=timeout))
-
-
-class Peers:
-    """The workers that one worker exchanges vectors with."""
-
-    def __init__(
-        self, store: dist.Store, worker: int, like: Tensor, *, backend: str, interface: str | None, timeout: float
-    ) -> None:
-        """`store`: shared by all workers. `like`: a vector of the shape, type and device that will be exchanged.
-
-        `interface`: None leaves torch.distributed's setting as it is. `timeout`: seconds after which an exchange is
-        given up.
-        """
-        if interface is not None:
-            choose_interface(interface)
-        self._store, self._worker, self._backend = store, worker, backend
-        self._timeout = timedelta(seconds=timeout)
-        self._groups: dict[int, dist.ProcessGroup] = {}
-        staged = like.is_cuda and backend == "gloo"
-        self._staging = [torch.empty_like(like, device="cpu", pin_memory=True) for _ in range(2)] if staged else None
-
-    def connect(self, peer: int) -> None:
-        """Connect to a peer now rather than at the first exchange; the peer has to do the same."""
-        self._group(peer)
-
-    def _group(self, peer: int) -> dist.ProcessGroup:
-        """The group of this worker (the lower number has position 0) and a peer."""
-        if peer not in self._groups:
-            first, second = sorted((self._worker, peer))
-            own = dist.PrefixStore(f"pair/{first}/{second}", self._store)
-            self._groups[peer] = self._made(own, int(self._worker == second))
-        return self._groups[peer]
-
-    def _made(self, own: dist.Store, position: int) -> dist.ProcessGroup:
-        if self._backend == "gloo":
-            return dist.ProcessGroupGloo(own, position, 2, self._timeout)
-        options = dist.ProcessGroupNCCL.Options()
-        options._timeout = self._timeout
-        return dist.ProcessGroupNCCL(own, position, 2, options)
-
-    def exchange(self, peer: int, sent: Tensor, received: Tensor) -> None:
-        """Send one vector and receive the peer's into `received`; `RuntimeError` if the peer is not there any more.
-
-        Blocks without using the processor. On a GPU `sent` may still be in the making on the current stream.
-        """
-        group, position = self._group(peer), int(self._worker > peer)
-        out, into = (sent, received) if self._staging is None else self._staging
-        if self._staging is not None:
-            out.copy_(sent, non_blocking=True)
-            finish_stream(sent.device)
-        sending, receiving = (group.send, [out]), (group.recv, [into])
-        # in opposite orders, because with nccl the first of the two may hold up the second
-        order = (sending, receiving) if position == 0 else (receiving, sending)
-        for work in [call(tensors, 1 - position, 0) for call, tensors in order]:
-            work.wait()
-        if self._staging is not None:
-            received.copy_(into, non_blocking=True)
-        elif received.is_cuda:
-            finish_stream(received.device)
-
-
-def finish_stream(device: torch.device) -> None:
-    """Wait, asleep, for what is queued on the current stream."""
-    event = torch.cuda.Event(blocking=True)
-    event.record(torch.cuda.current_stream(device))
-    event.synchronize()
+def bytes_of(vector: Tensor) -> memoryview:
+    """The memory of a vector on the CPU."""
+    return memoryview(vector.view(torch.uint8).numpy())

@@ -1,30 +1,34 @@
 """How processes that torchrun or Slurm started find rank 0, which coordinates them, for one run after the other.
 
-Connections are made on one network interface alone, and only after both ends have proved that they know a random key,
-which rank 0 leaves in torch.distributed's rendezvous.
+Rank 0 leaves its address, and nothing else, in torch.distributed's rendezvous, which anybody on the network may read
+and write. Connections are made on one network interface alone, and only after both ends have proved that they know the
+user's key (`wire.shared_key`).
 """
 
 from __future__ import annotations
 
 import fcntl
-import multiprocessing
-import secrets
 import socket
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from multiprocessing.connection import Connection
 
 import torch.distributed as dist
 
 from unlocked.errors import SettingError
-from unlocked.gossip.distributed.channel import Channel, proven
-from unlocked.gossip.distributed.exchange import interface_name
+from unlocked.gossip.distributed.wire import GONE, Channel, prove, shared_key
 
+LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 START_SECONDS = 300.0  # until every process must have come: imports from a network file system take their time
 ADDRESS_OF_INTERFACE = 0x8915  # SIOCGIFADDR of Linux
-KEY = "unlocked/coordinator"
+ADDRESS = "unlocked/coordinator"
+
+
+def interface_name(interface: str) -> str:
+    """The interface's name on this system: `lo` stands for loopback everywhere."""
+    return LOOPBACK if interface == "lo" else interface
 
 
 def interface_address(interface: str) -> str:
@@ -59,39 +63,41 @@ class Reception:
 
     def __init__(self, size: int, interface: str) -> None:
         """`size`: number of ranks, rank 0 included."""
-        self.size, self._key = size, secrets.token_bytes(32)
+        self.size, self.key = size, shared_key()
         self._listener = socket.create_server((interface_address(interface), 0), backlog=size)
         self._store = rendezvous()  # kept: the store may live in this process
         host, port = self._listener.getsockname()
-        self._store.set(KEY, f"{host} {port} {self._key.hex()}")
+        self._store.set(ADDRESS, f"{host} {port}")
 
-    def arrivals(self, seconds: float = START_SECONDS) -> Iterator[tuple[int, Connection]]:
-        """(rank, connection) of every other rank, as they come; ends when all are there or the time is over."""
+    def arrivals(self, seconds: float = START_SECONDS) -> Iterator[tuple[int, Channel]]:
+        """(rank, channel) of every other rank, as they come; ends when all are there or the time is over."""
         missing, deadline = self.size - 1, time.monotonic() + seconds
         while missing and (left := deadline - time.monotonic()) > 0:
             self._listener.settimeout(left)
             try:
                 accepted, _ = self._listener.accept()
-                connection = proven(accepted, self._key, server=True)
-                rank = int.from_bytes(connection.recv_bytes(8), "big")
-            except (OSError, EOFError, multiprocessing.AuthenticationError):
+                prove(accepted, self.key, server=True)
+                _, rank = (channel := Channel(accepted)).receive()
+            except (*GONE, ValueError):
                 continue
             missing -= 1
-            yield rank, connection
+            yield rank, channel
 
     def close(self) -> None:
         """Let nobody in any more."""
         self._listener.close()
 
 
-def coordinator() -> tuple[str, int, bytes]:
-    """Host, port and key of rank 0's reception, for the other ranks; blocks until rank 0 is there."""
-    host, port, key = rendezvous().get(KEY).decode().split()
-    return host, int(port), bytes.fromhex(key)
+def coordinator() -> tuple[str, int]:
+    """Host and port of rank 0's reception, for the other ranks; blocks until rank 0 is there."""
+    host, port = rendezvous().get(ADDRESS).decode().split()
+    return host, int(port)
 
 
 def connect(host: str, port: int, key: bytes, rank: int) -> Channel:
     """A channel from this rank to rank 0."""
-    connection = proven(socket.create_connection((host, port), timeout=START_SECONDS), key, server=False)
-    connection.send_bytes(rank.to_bytes(8, "big"))
-    return Channel(connection)
+    sock = socket.create_connection((host, port), timeout=START_SECONDS)
+    prove(sock, key, server=False, seconds=None)  # rank 0 may be in the middle of something
+    channel = Channel(sock)
+    channel.send("rank", rank)
+    return channel

@@ -25,23 +25,25 @@ class Vectors:
     Time is the wall clock's, in units of `unit` seconds, the mean duration of a gradient; it runs from `begin` on.
     """
 
-    def __init__(self, start: Tensor, constants: Constants, dynamics: str) -> None:
+    def __init__(
+        self, start: Tensor, constants: Constants, dynamics: str, changed: threading.Condition | None = None
+    ) -> None:
+        """`changed`: its lock guards everything here, and what an owner puts under it."""
         self.constants, self.dynamics = constants, dynamics
         self.x = start.clone()
         self.x_tilde = start.clone() if constants.momentum else self.x
         self.m = torch.zeros_like(start)
         self.read = start.clone()  # what the current gradient is taken at
-        self.sent, self.received = torch.empty_like(start), torch.empty_like(start)
         self.unit = float("inf")
         self.last = time.perf_counter()
         self.averagings = 0
-        self._lock = threading.Lock()
+        self.changed = changed or threading.Condition()
         self._queued = torch.cuda.Event() if start.is_cuda else None
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the lock; on a GPU also order the streams of its holders."""
-        with self._lock:
+        with self.changed:
             if self._queued is None:
                 yield
                 return
@@ -73,15 +75,23 @@ class Vectors:
             descend_(self.x, self.x_tilde, self.m, self.constants, rate)
             return self.averagings
 
-    def offer(self) -> Tensor:
-        """What the peer of an averaging gets: a copy of x, mixed up to now unless the dynamics are `released`."""
+    def offer(self, into: Tensor, fresh: bool = False) -> None:
+        """What a worker sends: x is copied, mixed up to now unless the dynamics are `released`; `fresh`: it is so."""
+        with self.locked():
+            if self.dynamics == "exact" and not fresh:
+                self._mix()
+            into.copy_(self.x)
+
+    def answer(self, received: Tensor, into: Tensor) -> None:
+        """The other side, at once: copy x as `offer` does, and average with the vector that was received."""
         with self.locked():
             if self.dynamics == "exact":
                 self._mix()
-            return self.sent.copy_(self.x)
+            into.copy_(self.x)
+            self.average(into, received)
 
-    def average(self) -> None:
-        """Average with the vector in `received`.
+    def average(self, sent: Tensor, received: Tensor) -> None:
+        """Average with a vector that was received for one that was sent.
 
         `exact`: both workers move by the difference of the two vectors that were exchanged, whatever has happened to x
         meanwhile, so what one gains the other loses to the last bit, and the sums over workers do not change.
@@ -89,8 +99,8 @@ class Vectors:
         """
         with self.locked():
             self._mix()
-            own = self.sent if self.dynamics == "exact" else self.x
-            average_(self.x, self.x_tilde, own - self.received, self.constants)
+            own = sent.to(self.x.device) if self.dynamics == "exact" else self.x
+            average_(self.x, self.x_tilde, own - received.to(self.x.device), self.constants)
             self.averagings += 1
 
     def copies(self) -> tuple[Tensor, Tensor, Tensor, float]:

@@ -121,7 +121,7 @@ class ProcessRuntime(Runtime):
     timeout: float = setting(60.0, "seconds without a word after which a worker is given up", above=0, most=1e6)
     interface: str = setting("lo", "network interface on which workers talk; lo: this machine alone")
     backend: str = setting(
-        "gloo", "how vectors travel; nccl: every worker has a GPU of its own", names=("gloo", "nccl")
+        "gloo", "how all-reduce travels; nccl: every worker has a GPU of its own", names=("gloo", "nccl")
     )
 
     def check(self) -> None:

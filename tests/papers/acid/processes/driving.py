@@ -8,8 +8,8 @@ from typing import Any
 
 from unlocked.gossip import topology
 from unlocked.gossip.schedule import communications_owed
-from unlocked.papers.acid.processes.coordinator import Coordinator
-from unlocked.papers.acid.processes.messages import FINAL, State
+from unlocked.papers.acid.processes.coordinator import FINAL, Coordinator
+from unlocked.papers.acid.processes.state import State
 from unlocked.papers.acid.processes.training import ProcessTraining
 from unlocked.papers.acid.settings import ProcessRun
 from unlocked.papers.base import Measurement
@@ -55,7 +55,7 @@ def pid_of(training: ProcessTraining, worker: int) -> int:
 
 
 def check_accounts(training: ProcessTraining) -> dict[str, Any]:
-    """Gradients are exact, both sides of every pair know of the same averagings, no worker has done more than it owes;
+    """Gradients are exact, both sides of every pair know of the same averagings, no worker has begun more than it owes;
     returns the counts.
     """
     counts, tallies = training.counts(), training.tallies()
@@ -73,6 +73,7 @@ def check_accounts(training: ProcessTraining) -> dict[str, Any]:
         steps[i] += count
         steps[j] += count
     for worker, tally in enumerate(tallies):
-        owed = itertools.islice(communications_owed(training.run.rate, training.run.seed, worker), tally.steps)
-        assert steps[worker] == tally.averagings <= sum(owed)
+        owed = itertools.islice(communications_owed(training.run.rate / 2, training.run.seed, worker), tally.steps)
+        assert steps[worker] == tally.averagings
+        assert sum(tally.asked) <= sum(owed)
     return counts

@@ -16,7 +16,7 @@ from driving import Short, Started, advance_to, check_accounts, drive, finals, p
 from unlocked.artifact import record
 from unlocked.errors import SettingError
 from unlocked.gossip import topology
-from unlocked.papers.acid.processes.messages import State, Tally
+from unlocked.papers.acid.processes.state import State, Tally
 from unlocked.papers.acid.processes.training import ProcessTraining
 from unlocked.papers.acid.synchronous import AllReduceTraining
 

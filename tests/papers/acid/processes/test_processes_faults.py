@@ -18,7 +18,7 @@ from driving import Short, Started, advance_to, drive, finals, pid_of
 from unlocked.artifact import loop, record
 from unlocked.artifact.tracking import Recorder
 from unlocked.errors import MachineError, SettingError
-from unlocked.papers.acid.processes.messages import State, Tally
+from unlocked.papers.acid.processes.state import State, Tally
 from unlocked.papers.acid.processes.training import ProcessTraining
 
 pytestmark = pytest.mark.faults

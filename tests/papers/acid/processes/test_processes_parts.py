@@ -17,7 +17,7 @@ from driving import Short, Started, check_accounts, drive
 from unlocked import places
 from unlocked.artifact import record, train
 from unlocked.errors import SettingError
-from unlocked.papers.acid.processes.messages import Tally, count
+from unlocked.papers.acid.processes.state import Tally, count
 from unlocked.papers.acid.processes.training import ProcessTraining
 
 

@@ -1,7 +1,6 @@
-"""One process per worker: gradients and gossip steps truly in parallel, over torch.distributed.
+"""One process per worker: gradients and averagings truly in parallel (`gossip.distributed`).
 
-The process that trains coordinates (`training`, `coordinator`): it pairs workers, hands out gradients, collects
-samples, notices deaths. Workers (`worker`; `synchronous` for AR-SGD) hold the vectors and exchange them directly with
-each other. `messages` is what coordinator and workers say; `launch` starts workers here, or lets those that torchrun or
-Slurm started take part.
+The process that trains coordinates (`training`, `coordinator`): it hands out gradients, collects samples, notices
+deaths. Workers (`runner`; `worker` where they gossip, `synchronous` for AR-SGD) hold the vectors. `launch` starts
+workers here, or lets those that torchrun or Slurm started take part; `state` is what is kept.
 """

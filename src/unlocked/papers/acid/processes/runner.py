@@ -1,8 +1,8 @@
 """What every worker process does, whatever it trains by: listen, do the gradients it is granted, report, end.
 
 `worker` adds gossip, `synchronous` all-reduce. The gradient loop is the main thread. A second thread listens to the
-coordinator all the time, so that questions are answered while a gradient or an exchange is under way. Nothing here
-waits by looking again and again: threads sleep on a condition or in a blocking receive.
+coordinator all the time (see `coordinator` for what is said), so that questions are answered while a gradient is under
+way. Nothing here waits by looking again and again: threads sleep on a condition or in a blocking receive.
 """
 
 from __future__ import annotations
@@ -14,21 +14,23 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from unlocked.console import say
-from unlocked.gossip.distributed.channel import GONE, Channel
+from unlocked.gossip.distributed.rendezvous import interface_address
 from unlocked.gossip.distributed.vectors import Vectors
+from unlocked.gossip.distributed.wire import GONE, Channel
 from unlocked.gossip.workers import Networks
 from unlocked.papers.acid import common
 from unlocked.papers.acid.constants import constants_of, dynamics_of
-from unlocked.papers.acid.processes import messages
-from unlocked.papers.acid.processes.messages import FINAL, SAVE, Begin, State, Tally
+from unlocked.papers.acid.processes.state import State, Tally, count
+from unlocked.papers.acid.settings import ProcessRun
+from unlocked.vision.data import Dataset
 
-GOSSIP = (messages.Match, messages.Alone)  # what the listener does for the gossip
 WARM_UP = 6  # gradients before the start
 SECONDS_BETWEEN_REPORTS = 0.01  # fast gradients share a report; slow ones have one each
 
@@ -40,27 +42,42 @@ def device_of(device: str, worker: int) -> str:
     return f"cuda:{int(os.environ.get('LOCAL_RANK', worker)) % torch.cuda.device_count()}"
 
 
+@dataclass(frozen=True)
+class Begin:
+    """Everything that a worker needs."""
+
+    run: ProcessRun
+    data: Dataset
+    worker: int
+    key: bytes
+    store: tuple[str, int]  # host and port of the key-value store that all workers share, for all-reduce
+    start: Tensor  # (d,): the vector that all start from
+    state: State | None  # to continue from
+
+
 class Runner:
     """One worker of one run. `run_to_end` does everything; the methods without a body are the method's own."""
 
     def __init__(self, begin: Begin, channel: Channel) -> None:
         self.begin, self.channel, self.worker = begin, channel, begin.worker
         self.run = begin.run
-        self.changed = threading.Condition()  # guards what the threads share, the vectors apart
+        self.changed = threading.Condition()  # guards what the threads share
         self.until = 0
-        self.started = self.finishing = self.over = False
+        self.started = self.over = False
         self.busy_since: float | None = None
         self.paused_at: float | None = None
         self.ended: float | None = None  # when the last gradient ended
         self.stepped = 0  # averagings until then
         self.reported = 0.0
         self.tally = begin.state.tally if begin.state is not None else Tally()
-        self.answers: dict[type, Callable[[Any], None]] = {
-            messages.Grant: self._granted,
-            messages.Show: self._show,
-            messages.Continue: self._continue,
-            messages.Ping: self._ping,
-            messages.Dismissed: self._dismissed,
+        self.answers: dict[str, Callable[..., None]] = {
+            "meet": self.meet,
+            "grant": self._granted,
+            "hold": self._hold,
+            "show": self._show,
+            "continue": self._continue,
+            "ping": self._ping,
+            "dismissed": self._dismissed,
         }
 
     # Set-up
@@ -73,7 +90,7 @@ class Runner:
         here = dataclasses.replace(self.run, runtime=dataclasses.replace(self.run.runtime, device=device))
         self.data = self.begin.data.to(device)
         self.streams = common.streams_of(here, self.data)
-        self.vectors = Vectors(self.begin.start.to(device), constants_of(here), dynamics_of(here))
+        self.vectors = Vectors(self.begin.start.to(device), constants_of(here), dynamics_of(here), self.changed)
         model = common.build_model(here, self.data)
         # the parameters of this worker's network are views of the copy that gradients are taken at; by autograd, as
         # DistributedDataParallel's are, so that real times compare methods and nothing else
@@ -125,13 +142,11 @@ class Runner:
             seconds = self.warm_up()
             if self.begin.state is not None:
                 self.restore(self.begin.state)
-            self.connect()
-            self.channel.send(messages.Ready(seconds))
+            host = interface_address(self.run.runtime.interface)
+            self.channel.send("ready", seconds, host, self.connect(host))
             while self._turn():
                 self._do_gradient()
             self.wind_down()
-            if self.finishing:
-                self.channel.send(messages.Shown(FINAL, self.state()))
         except GONE:
             pass  # the listener knows more
         except Exception as error:
@@ -152,10 +167,10 @@ class Runner:
                     self.tally.idle_seconds += time.perf_counter() - begun
             if self.busy_since is None:
                 self.busy_since = time.perf_counter()
-            return not (self.finishing or self.over)
+            return not self.over
 
     def _may_go(self) -> bool:
-        return self.finishing or self.over or (self.tally.steps < self.until and not self.must_wait())
+        return self.over or (self.tally.steps < self.until and not self.must_wait())
 
     def _do_gradient(self) -> None:
         """One gradient and its step."""
@@ -166,11 +181,10 @@ class Runner:
             self.tally.steps += 1
             self.tally.loss_sum += loss
             self.tally.gradient_seconds += self.ended - begun
-            messages.count(self.tally.staleness, stepped - read)
-            messages.count(self.tally.between, stepped - self.stepped)
+            count(self.tally.staleness, stepped - read)
+            count(self.tally.between, stepped - self.stepped)
             self.stepped = stepped
             self.busy_since = self.ended
-            self.after_gradient()
             self._report()
 
     def _report(self, force: bool = False) -> None:
@@ -178,7 +192,7 @@ class Runner:
         now = time.perf_counter()
         if force or now - self.reported > SECONDS_BETWEEN_REPORTS:
             self.reported = now
-            self.channel.send(messages.Progress(self.tally.copy()))
+            self.channel.send("progress", self.counted(), 0.0)
 
     def _give_up(self, error: Exception) -> None:
         """Say what went wrong to the coordinator and to a person."""
@@ -187,7 +201,7 @@ class Runner:
         reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
         say(f"worker {self.worker}: {reason}")
         with contextlib.suppress(*GONE):
-            self.channel.send(messages.Failed(reason))
+            self.channel.send("failed", reason)
         os._exit(1)
 
     # The listener
@@ -195,58 +209,51 @@ class Runner:
     def _listen(self) -> None:
         try:
             while not self.over:
-                idle_from = time.thread_time()
-                message = self.channel.receive()
-                self.answers[type(message)](message)
-                if isinstance(message, GOSSIP):
-                    self.tally.overhead_cpu_seconds += time.thread_time() - idle_from
+                word, *values = self.channel.receive()
+                self.answers[word](*values)
         except GONE:
             say(f"worker {self.worker}: the coordinating process is gone: this worker ends")
             os._exit(1)
         except Exception as error:
             self._give_up(error)
 
-    def _dismissed(self, message: messages.Dismissed) -> None:
-        if message.reason:
-            say(f"worker {self.worker}: the others go on without this worker: {message.reason}")
+    def _dismissed(self, reason: str) -> None:
+        if reason:
+            say(f"worker {self.worker}: the others go on without this worker: {reason}")
         with self.changed:
             self.over = True
             self.changed.notify_all()
 
-    def _granted(self, message: messages.Grant) -> None:
-        if not self.started:
-            self.started = True
-            self.vectors.begin(message.unit, self.begin.state.age if self.begin.state is not None else 0.0)
-        self.vectors.unit = message.unit
+    def _granted(self, until: int, unit: float) -> None:
         with self.changed:
-            self.until = message.until
+            if not self.started:
+                self.started = True
+                self.vectors.begin(unit, self.begin.state.age if self.begin.state is not None else 0.0)
+            self.vectors.unit, self.until = unit, until
             self.changed.notify_all()
 
-    def _show(self, message: messages.Show) -> None:
-        if message.occasion == FINAL:  # the main thread answers, after the gossip
-            with self.changed:
-                self.finishing = True
-                self.changed.notify_all()
-            return
-        if message.occasion == SAVE:
-            self.paused_at = time.perf_counter()
-        self.channel.send(messages.Shown(message.occasion, self.state()))
+    def _hold(self) -> None:
+        self.hold()
+        self.paused_at = time.perf_counter()
+        self.channel.send("held")
 
-    def _continue(self, message: messages.Continue) -> None:
-        if self.paused_at is None:
-            return
+    def _show(self, occasion: Any) -> None:
+        self.channel.send("shown", occasion, self.state())
+
+    def _continue(self) -> None:
+        assert self.paused_at is not None
         pause = time.perf_counter() - self.paused_at
         self.vectors.pass_over(pause)
-        self.paused_at = None
         with self.changed:
             self.tally.idle_seconds -= pause  # the gradient loop, which waits, will have counted it
             if self.ended is not None:
                 self.ended += pause
+        self.go_on()
 
-    def _ping(self, message: messages.Ping) -> None:
+    def _ping(self) -> None:
         with self.changed:
             busy = 0.0 if self.busy_since is None else time.perf_counter() - self.busy_since
-            self.channel.send(messages.Progress(self.tally.copy(), busy))
+            self.channel.send("progress", self.counted(), busy)
 
     def _buffers(self) -> dict[str, Tensor]:
         """BatchNorm statistics, on the CPU."""
@@ -256,7 +263,7 @@ class Runner:
         """The whole worker, at any time."""
         vectors = self.vectors.copies()
         with self.changed:
-            owed, tally = self.owed_now(), self.tally.copy()
+            owed, tally = self.owed_now(), self.counted()
         return State(*vectors, owed=owed, buffers=self._buffers(), tally=tally)
 
     # What a method adds
@@ -265,15 +272,26 @@ class Runner:
         """Compute and apply one gradient: its loss, and the averagings until its read and until its step."""
         raise NotImplementedError
 
-    def connect(self) -> None:
-        """Find the other workers, where a method needs all of them before the first gradient."""
+    def connect(self, host: str) -> int:
+        """Find the other workers, or listen for them; returns the port."""
+        raise NotImplementedError
+
+    def meet(self, places: list[tuple[int, str, int]]) -> None:
+        """Connect to the other workers, whose numbers, hosts and ports these are."""
+
+    def counted(self) -> Tally:
+        """A copy of the tally."""
+        return self.tally.copy()
+
+    def hold(self) -> None:
+        """No more averagings from now on."""
+
+    def go_on(self) -> None:
+        """The inverse of `hold`."""
 
     def must_wait(self) -> bool:
         """Whether the next gradient has to wait for communication. Asked while `changed` is held."""
         return False
-
-    def after_gradient(self) -> None:
-        """A gradient is done. Called while `changed` is held."""
 
     def owed_now(self) -> int:
         """Communications not yet done."""

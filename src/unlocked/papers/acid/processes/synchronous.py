@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from datetime import timedelta
@@ -12,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from torch.nn.parallel import DistributedDataParallel
 
 from unlocked import optim
-from unlocked.gossip.distributed import exchange
+from unlocked.gossip.distributed.rendezvous import interface_name
 from unlocked.gossip.workers import bind
 from unlocked.papers.acid.processes.runner import Runner
 
@@ -20,16 +21,17 @@ from unlocked.papers.acid.processes.runner import Runner
 class Synchronous(Runner):
     """One worker of a run with the method allreduce."""
 
-    def connect(self) -> None:
+    def connect(self, host: str) -> int:
         """One process group for all workers, and the network in it; its parameters are the vector x itself."""
-        runtime = self.run.runtime
-        exchange.choose_interface(runtime.interface)
+        runtime, (store_host, port) = self.run.runtime, self.begin.store
+        wait = timedelta(seconds=runtime.timeout)
+        os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface_name(runtime.interface)
         dist.init_process_group(
             runtime.backend,
-            store=exchange.store(self.begin.store, runtime.timeout),
+            store=dist.TCPStore(store_host, port, is_master=False, wait_for_workers=False, timeout=wait),
             rank=self.worker,
             world_size=self.run.workers,
-            timeout=timedelta(seconds=runtime.timeout),
+            timeout=wait,
         )
         self.flat_gradient = torch.zeros_like(self.vectors.x)
         model = self.networks.network(0)
@@ -37,6 +39,7 @@ class Synchronous(Runner):
         with warnings.catch_warnings():  # torch 2.14 prefers a name that 2.11 does not have
             warnings.simplefilter("ignore", FutureWarning)
             self.network = DistributedDataParallel(model, broadcast_buffers=False)
+        return 0
 
     def gradient(self, step: int) -> tuple[float, int, int]:
         """One synchronous step; a slow worker sleeps before the others' part in it begins."""

@@ -19,16 +19,14 @@ from unlocked import places
 from unlocked.errors import SettingError
 from unlocked.gossip import topology
 from unlocked.gossip.distributed import rendezvous
-from unlocked.gossip.distributed.matchmaking import Matchmaker
 from unlocked.gossip.momentum import Constants, mix_
 from unlocked.gossip.simulator import consensus
 from unlocked.gossip.workers import buffers_of
 from unlocked.papers.acid import common
 from unlocked.papers.acid.constants import constants_of
 from unlocked.papers.acid.processes import launch
-from unlocked.papers.acid.processes.checkpoint import Checkpoint, Sample
 from unlocked.papers.acid.processes.coordinator import Coordinator
-from unlocked.papers.acid.processes.messages import Begin, State, Tally
+from unlocked.papers.acid.processes.state import Checkpoint, Sample, State, Tally
 from unlocked.papers.acid.settings import Gossip, ProcessRun
 from unlocked.papers.base import Measurement, evaluation_points
 from unlocked.settings import inside
@@ -78,7 +76,7 @@ class ProcessTraining:
         self.disagreement = common.disagreement_of(run, model, data)
         self.constants = constants_of(run)
         self.coordinator: Coordinator | None = None
-        self.store: Store | None = None  # lives here; workers find each other through it
+        self.store: Store | None = None  # of all-reduce's workers, who find each other through it
         self.past = Checkpoint(dict.fromkeys(range(run.workers)))  # where the workers start; counting goes on in it
         self.measured = {"loss_sum": 0.0, "steps": 0}  # over all workers, at the last evaluation
 
@@ -86,16 +84,18 @@ class ProcessTraining:
 
     def start_workers(self) -> Coordinator:
         """All workers, here or where torchrun or Slurm has started them."""
-        self.store, port = rendezvous.serve(self.address)
-        data = self.data.to("cpu")
+        port = 0
+        if self.graph is None:
+            self.store, port = rendezvous.serve(self.address)
+        key = launch.key().hex()
 
-        def begin(worker: int) -> Begin:
-            return Begin(self.run, data, worker, (self.address, port), self.start, self.past.states[worker])
+        def begin(worker: int) -> tuple:
+            return self.run.id, worker, key, (self.address, port), self.start, self.past.states[worker]
 
         return Coordinator(
-            launch.lines(self.past.states),
+            launch.lines(self.past.states, self.run, self.data.to("cpu")),
             begin,
-            matchmaker=self.graph and Matchmaker(self.graph, self.run.seed, self.past.ended),
+            gossip=self.graph is not None,
             total=self.total,
             samples_at=self.bounds[1:-1],
             timeout=self.run.runtime.timeout,
@@ -193,13 +193,17 @@ class ProcessTraining:
 
     def counts(self) -> dict[str, Any]:
         """Gradients, and, where workers gossip, averagings, staleness and lost workers."""
-        tallies, ended = self.tallies(), self.past.ended
+        tallies = self.tallies()
         steps = [tally.steps for tally in tallies]
         counts: dict[str, Any] = {"gradients": sum(steps), "gradients_per_worker": steps}
         if self.graph is not None:
-            counts["communications"] = sum(ended.edges.values())
-            counts["communications_per_edge"] = [[*edge, count] for edge, count in sorted(ended.edges.items())]
-            counts |= {"communications_one_sided": ended.one_sided, "communications_failed": ended.failed}
+            edges = [(i, j) for i, j in sorted(map(sorted, self.graph.edges))]
+            both = [(averagings(tallies, i, j), averagings(tallies, j, i)) for i, j in edges]
+            ended = [min(one) + min(other) for one, other in both]
+            counts["communications"] = sum(ended)
+            counts["communications_per_edge"] = [[*edge, n] for edge, n in zip(edges, ended, strict=True) if n]
+            counts["communications_one_sided"] = sum(abs(a - b) for sides in both for a, b in sides)
+            counts["communications_failed"] = sum(tally.in_vain for tally in tallies)
             counts["staleness"] = added(tally.staleness for tally in tallies)
             counts["averagings_between_gradients"] = added(tally.between for tally in tallies)
         counts["deaths"] = [
@@ -221,6 +225,12 @@ class ProcessTraining:
 def added(histograms: Iterable[list[int]]) -> list[int]:
     """The sum of histograms of any lengths."""
     return [sum(column) for column in itertools.zip_longest(*histograms, fillvalue=0)]
+
+
+def averagings(tallies: Sequence[Tally], i: int, j: int) -> tuple[int, int]:
+    """How often i asked j and both averaged, as i has it and as j has it."""
+    asked, answered = tallies[i].asked, tallies[j].answered
+    return asked[j] if asked else 0, answered[i] if answered else 0
 
 
 def mean_staleness(tally: Tally) -> float:
