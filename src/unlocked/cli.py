@@ -85,11 +85,12 @@ def plan(arguments: argparse.Namespace) -> None:
     """List every item and run with its expected cost."""
     from unlocked.papers import PAPERS
 
-    described = read_plan(arguments).describe(arguments.paper and choose("--paper", arguments.paper, PAPERS))
+    plan = read_plan(arguments)
+    described = plan.describe(arguments.paper and choose("--paper", arguments.paper, PAPERS))
     if arguments.json:
         print(json.dumps(described, indent=1))
         return
-    print(f"scale {described['scale']}: {described['about']}")
+    print(*filter(None, (f"scale {described['scale']}: {described['about']}", plan.scale.unsettled)), sep="\n")
     for item in described["items"]:
         print(f"  {item['name']:<40} {len(item['runs']):>5} runs  {item['title']}")
     print("runs")

@@ -153,6 +153,8 @@ def test_a_scale_reads_what_its_pilot_chose(
     assert "2 of 2 choices not settled" in capsys.readouterr().out
     said = yaml.safe_load((tmp_path / "configs" / "pilot" / "mine.yaml").read_text())["acid"]["small/acid"]
     assert said["lr"] in (0.001, 0.1)
+    assert Plan("mine").scale.unsettled.startswith("2 of 2 learning rates of scale mine are not chosen yet: python3")
+    assert Plan("quick").scale.unsettled == ""
     longer = Plan("mine").pilot["acid"]["small/acid"]
     assert len(longer) == 6
     assert {*grid["small/acid"]} < {*longer}

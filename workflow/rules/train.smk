@@ -5,6 +5,7 @@ flow.drop_stale_indexes(setup)
 
 onstart:
     flow.check_folders(setup)
+    flow.tell_unsettled(setup)
 
 
 onerror:

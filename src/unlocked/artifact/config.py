@@ -110,6 +110,15 @@ class Scale:
         """Of every grid point."""
         return self.head.seeds
 
+    @property
+    def unsettled(self) -> str:
+        """A line about methods whose learning rate the pilot has still to choose; empty if there are none."""
+        cells = [cell for own in self.cells.values() for cell in own]
+        if not (missing := [cell for cell in cells if cell.choice is None or not cell.choice.settled]):
+            return ""
+        call = f"python3 reproduce.py pilot --config scale={self.name}"
+        return f"{len(missing)} of {len(cells)} learning rates of scale {self.name} are not chosen yet: {call}"
+
     def about_paper(self, paper: str) -> str:
         """One line for captions, the paper's own where it has one."""
         return self.papers[paper].about or self.about

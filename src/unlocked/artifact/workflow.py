@@ -185,6 +185,12 @@ def check_folders(setup: Setup) -> None:
             sys.exit(f"unlocked: {existing} cannot be written: make it writable, or --config results=... figures=...")
 
 
+def tell_unsettled(setup: Setup) -> None:
+    """Say that methods have the scale's own learning rate where the pilot has not chosen theirs."""
+    if line := setup.plan.scale.unsettled:
+        print(f"unlocked: {line}", file=sys.stderr)
+
+
 def explain_failure(setup: Setup) -> None:
     """Repeat, as Snakemake's last words, the errors that logs of failed jobs end with, each once."""
     logs = [path for path in setup.results.rglob("logs/**/*.log") if path.stat().st_mtime >= STARTED]
