@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from fakes import fake_sources
 from unlocked import cli
 from unlocked.artifact.config import ROOT
 from unlocked.artifact.plan import Plan
+from unlocked.artifact.record import folder_of
 from unlocked.errors import DataError
 from unlocked.report import page, runs
 from unlocked.report.sources import Sources, shipped
@@ -71,3 +74,19 @@ def test_a_table_that_cannot_be_read(tmp_path: Path) -> None:
     (tmp_path / "runs.csv").write_text("run,paper\nx,acid\n")
     with pytest.raises(DataError, match=r"runs\.csv: no table of runs"):
         shipped(tmp_path / "runs.csv")
+
+
+def test_a_record_counts_before_what_was_shipped(tmp_path: Path) -> None:
+    """Of a run that is in both the record is shown; an item without records shows what was shipped."""
+    made = fake_sources(tmp_path)
+    runs.write(made, made.table_of_runs)
+    kept, lost = made.plan.item("acid_figure_1"), made.plan.item("forward_gradient_width")
+    for name in set(lost.runs) - set(kept.runs):
+        shutil.rmtree(folder_of(made.results, made.plan.runs[name]), ignore_errors=True)
+    own = Sources(made.plan, made.results, made.figures)
+    assert len(own.runs.runs) == len(made.frames.runs)
+    assert not own.runs_of(kept)["shipped"].any()
+    assert own.runs_of(lost)["shipped"].all()
+    assert page.facts_of(kept, own)["Runs"] == str(len(kept.runs))
+    assert page.facts_of(lost, own)["Runs"] == f"{len(lost.runs)}, shipped with this version"
+    assert page.facts_of(lost, own)["Cost"] == page.facts_of(lost, made)["Cost"]
