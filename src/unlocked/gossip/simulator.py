@@ -22,6 +22,7 @@ from unlocked.optim import Sgd
 
 TOGETHER = 4096  # vectors up to this length are also updated together, on CPU
 STACK = 2**19  # on CPU, entries of the gradients that are computed as one: what its caches hold
+KEPT = 2**22  # entries of all workers' vectors up to which the measurement of consensus keeps a copy
 STATE = ("x", "x_tilde", "m", "read", "last", "steps", "averagings", "losses")
 
 
@@ -164,21 +165,22 @@ def consensus(engine: Engine, time: float) -> tuple[Tensor, dict[str, float]]:
 
     Of x and x_tilde (`_auxiliary`) mixed up to `time`, which is what a gradient at that moment would see; and of x as
     it lies in memory since each worker's last event (`_stored`), which is what an observer of real machines would see.
-    In float64; no more than one worker's vectors are copied at a time.
+    In float64. Of long vectors no more than one worker's are copied at a time.
     """
     names = ("", "_auxiliary", "_stored") if engine.constants.momentum else ("",)
     count, long = len(engine.x), torch.float64
     means = [torch.zeros_like(engine.x[0], dtype=long) for _ in names]
     totals = [torch.zeros((), dtype=long, device=engine.x.device) for _ in names]
 
-    def views(worker: int) -> tuple[Tensor, ...]:
-        return (*engine.now(worker, time), engine.x[worker])
+    def workers() -> Iterator[tuple[Tensor, ...]]:
+        return ((*engine.now(worker, time), engine.x[worker]) for worker in range(count))
 
-    for worker in range(count):
-        for mean, view in zip(means, views(worker), strict=False):
+    kept = list(workers()) if engine.x.numel() <= KEPT else None
+    for views in kept or workers():
+        for mean, view in zip(means, views, strict=False):
             mean += view / count
-    for worker in range(count):
-        for total, mean, view in zip(totals, means, views(worker), strict=False):
+    for views in kept or workers():
+        for total, mean, view in zip(totals, means, views, strict=False):
             total += (view - mean).square_().sum()
     distances = {f"consensus_distance{name}": float(total) / count for name, total in zip(names, totals, strict=True)}
     return means[0].to(engine.x.dtype), distances
