@@ -96,3 +96,10 @@ def test_clipping_is_torchs(longest: float) -> None:
     short = before.norm(dim=1) < longest - 1e-5
     assert torch.equal(stack[short], before[short])
     assert torch.equal(optim.clip_(before.clone(), None), before)
+
+
+def test_the_mean_of_losses_starts_anew() -> None:
+    losses = torch.tensor([6.0, 4.0], dtype=torch.float64)
+    assert optim.mean_loss_(losses) == 1.5
+    assert losses.tolist() == [0, 0]
+    assert optim.mean_loss_(losses) is None

@@ -105,6 +105,12 @@ def test_random_graph_is_a_function_of_its_seed() -> None:
     assert first != other
 
 
+def test_random_graphs_stay_what_they_are() -> None:
+    """Records name a graph by its seed: the same edges in every version."""
+    edges = "02 04 06 14 15 16 17 23 24 25 27 35 37 56 57 67"
+    assert sorted(topology.build("erdos_renyi", 8, 5).edges) == [(int(a), int(b)) for a, b in edges.split()]
+
+
 @given(graph=connected(), rate=st.floats(0.1, 10))
 def test_laplacian_and_chi_of_any_graph(graph: nx.Graph, rate: float) -> None:
     """Rows sum to zero, symmetric, positive semidefinite; 0 < chi2 <= chi1, both scale with 1/rate."""

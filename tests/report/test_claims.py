@@ -220,6 +220,7 @@ def test_exponents_of_graphs_have_the_interval_of_their_fit(quantity: str, power
     fit = effect("graph_exponent", [], graph="ring", quantity=quantity, sizes=[16, 32, 64, 128])
     assert fit.value == pytest.approx(power, abs=0.03)
     assert fit.low < fit.value < fit.high < fit.low + 0.1
+    assert (fit.high - fit.value, fit.value - fit.low) == pytest.approx((4.302653 * fit.error,) * 2)  # 95 %, 2 freedoms
     assert (fit.n, fit.note) == (4, "interval of a fit; n: graph sizes")
 
 

@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from unlocked import seeding
+from unlocked.errors import SettingError
 from unlocked.vision.partition import PARTITIONS, partition
 
 LABELS = np.random.default_rng(0).integers(0, 10, 600)
@@ -58,6 +60,33 @@ def test_label_sorted_gives_few_labels_and_equal_sizes() -> None:
     parts = partition("label_sorted", labels, 10, seed=0)
     assert [len(part) for part in parts] == [100] * 10
     assert max(len(np.unique(labels[part])) for part in parts) <= 2
+
+
+def test_a_worker_has_two_whole_shards() -> None:
+    """Where every sample has a label of its own, shards are runs of labels."""
+    parts = partition("label_sorted", np.arange(60), 6, seed=0)
+    shards = [np.unique(part // 5) for part in parts]
+    assert [len(part) for part in parts] == [10] * 6
+    assert [len(own) for own in shards] == [2] * 6
+    assert sorted(np.concatenate(shards)) == list(range(12))
+
+
+def test_dirichlet_parts_follow_their_shares() -> None:
+    """Of a class of many samples every worker has its share, drawn as the docstring says, to one sample."""
+    labels = np.zeros(1000, int)
+    parts = partition("dirichlet", labels, 4, seed=7, concentration=5.0)
+    draws = seeding.generator(7, "partition")
+    draws.permutation(np.arange(1000))
+    shares = draws.dirichlet(np.full(4, 5.0))
+    assert [len(part) for part in parts] == pytest.approx(1000 * shares, abs=1)
+    assert min(shares) > 0.05
+
+
+def test_the_most_workers_that_there_can_be() -> None:
+    """Two samples each where samples come in shards."""
+    assert [len(part) for part in partition("label_sorted", LABELS, 300, seed=0)] == [2] * 300
+    with pytest.raises(SettingError, match="concentration"):  # a sample each is not forbidden, only hardly ever drawn
+        partition("dirichlet", LABELS, 600, seed=0, concentration=1.0)
 
 
 @pytest.mark.parametrize(

@@ -49,9 +49,9 @@ def _dirichlet(labels: np.ndarray, workers: int, concentration: float, draws: np
     for label in np.unique(labels):
         members = draws.permutation(np.flatnonzero(labels == label))
         shares = draws.dirichlet(np.full(workers, concentration))
-        ends = np.round(np.cumsum(shares) * len(members))
-        # Member k belongs to the first worker whose part ends after k; rounding must not leave the last one out.
-        owner[members] = np.searchsorted(ends, np.arange(len(members)), side="right").clip(max=workers - 1)
+        ends = np.round(np.cumsum(shares)[:-1] * len(members))
+        # Member k belongs to the first worker whose part ends after k; what is left is the last one's.
+        owner[members] = np.searchsorted(ends, np.arange(len(members)), side="right")
     return owner
 
 
