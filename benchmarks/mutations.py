@@ -29,10 +29,9 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 LOADED = ("torch", "torchvision", "pandas", "scipy.stats", "networkx", "hypothesis", "omegaconf", "jsonschema")
-FORWARD = " ".join(
-    f"tests/forward_gradient/test_{name}.py"
-    for name in ("method", "per_sample", "estimator", "estimate_reference", "forward_mode", "golden", "own_nets")
-)
+FORWARD = "tests/forward_gradient/test_"
+UNBIASED = f" --deselect={FORWARD}estimator.py::test_random_guesses_are_unbiased"  # a minute
+ESTIMATES = f"{FORWARD}estimate_reference.py {FORWARD}golden.py {FORWARD}estimator.py{UNBIASED}"
 SLOW = (
     "every_part_finds_its_runs", "the_items_show_every_part", "claims_can_be_judged_before_anything_is_trained",
     "the_command_prints_table_and_json", "the_readme_shows_the_verdicts_that_are_kept",
@@ -45,7 +44,11 @@ TESTS = {  # of each file, those that should notice first
     "gossip/topology": "tests/gossip/test_topology.py",
     "gossip/reference": "tests/gossip/test_reference.py tests/gossip/test_simulator.py",
     "optim": "tests/test_optim.py tests/gossip/test_simulator.py",
-    **{f"forward_gradient/{name}": FORWARD for name in ("projection", "spaces", "per_sample", "estimator", "guesses")},
+    "forward_gradient/projection": ESTIMATES,
+    "forward_gradient/spaces": f"{FORWARD}estimate_reference.py {FORWARD}forward_mode.py",
+    "forward_gradient/per_sample": f"{FORWARD}per_sample.py",
+    "forward_gradient/estimator": ESTIMATES,
+    "forward_gradient/guesses": f"{FORWARD}method.py {FORWARD}estimate_reference.py",
     "report/claims": CLAIMS,
     "report/statistics": CLAIMS,
     "artifact/record": "tests/artifact/test_record.py",

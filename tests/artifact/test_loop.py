@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -148,6 +149,40 @@ def test_a_checkpoint_that_does_not_fit_is_set_aside(
     assert_same_record(anew, walk(Walk(), place="whole"))
     assert len(capsys.readouterr().err.splitlines()) == 1
     assert [kept.name for kept in anew.folder.glob("*checkpoint*")] == [f"damaged-{path.name}"]
+
+
+class Malicious:
+    """Touches a file when it is unpickled without care."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return os.system, (f"touch {self.path}",)
+
+
+def test_a_checkpoint_runs_no_code(walk: Callable[..., Record], results: Path, tmp_path: Path) -> None:
+    """Not even one whose name holds its digest."""
+    with pytest.raises(Interrupted):
+        walk(Walk(), StopAfter(4), "stopped")
+    (path,) = results.rglob("checkpoint-*.pt")
+    loop.save({"identity": Malicious(tmp_path / "owned")}, path.parent)
+    with pytest.raises(loop.Unusable):
+        walk(Walk(), place="stopped")
+    assert not (tmp_path / "owned").exists()
+
+
+def test_looks_are_rare(walk: Callable[..., Record], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may wait for a GPU: every 16th step, and once after every span."""
+    asked = []
+    monkeypatch.setattr(Walk, "healthy", lambda self: not asked.append(self.done))
+    walk(Walk(spans=3, steps=40))
+    assert asked == [16, 32, 40, 48, 64, 80, 80, 96, 112, 120]
+
+
+def test_a_stop_after_the_last_step_is_too_late(walk: Callable[..., Record]) -> None:
+    """The run is finished; nothing is read from the flag after the ninth time, and there is no further checkpoint."""
+    assert walk(Walk(), StopAfter(9)).summary["status"] == "completed"
 
 
 def test_a_failure_of_the_machine_costs_no_checkpoint(
