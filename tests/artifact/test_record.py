@@ -6,6 +6,7 @@ import json
 import math
 import os
 import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import jsonschema
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from comparison import of_other_code
 from unlocked import fingerprint
@@ -270,3 +272,35 @@ def test_current(tiny_run: MakeRun, run: Run, results: Path, status: str, holds:
     of_other_code(folder)
     assert not record.current(folder, run)
     assert record.current(folder, tiny_run({"runtime.reuse": "same_config"})) is holds
+
+
+def test_provenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commit of the code's folder and whether it was changed since; none where there is no repository."""
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b.c", "-C", str(tmp_path)]
+    monkeypatch.setattr(record.config, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    made = record.provenance.__wrapped__()
+    assert (made["commit"], made["dirty"]) == (None, False)
+    (tmp_path / "file").write_text("1")
+    for words in (["init", "-q"], ["add", "file"], ["commit", "-q", "-m", "first"]):
+        subprocess.run([*git, *words], check=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+    made = record.provenance.__wrapped__()
+    assert (made["commit"], made["dirty"]) == (head, False)
+    (tmp_path / "file").write_text("2")
+    made = record.provenance.__wrapped__()
+    assert (made["commit"], made["dirty"]) == (head, True)
+    assert made["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert made["hardware"]["cores"] == os.cpu_count()
+    assert made["hardware"]["processor"] == record.processor() != ""
+
+
+def test_a_damaged_record_makes_room_for_a_new_one(written: Path) -> None:
+    """A whole one stays where it is."""
+    record.set_damaged_aside(written)
+    assert written.exists()
+    (written / "history.parquet").write_bytes(b"")
+    record.set_damaged_aside(written)
+    assert not written.exists()
+    assert written.with_name(f"damaged-{written.name}").is_dir()
+    record.set_damaged_aside(written)
