@@ -24,7 +24,7 @@ from unlocked.gossip import topology
 from unlocked.items import output
 from unlocked.items.context import Context
 from unlocked.items.frames import Frames
-from unlocked.items.measures import consensus
+from unlocked.items.measures import consensus, over_training
 from unlocked.items.table import Table
 from unlocked.papers.acid.methods import GRAPH_ROWS
 
@@ -237,14 +237,47 @@ def test_table_of_accuracies(built: dict[str, Files], of: Of) -> None:
 
 def test_released_behaviours_are_compared_by_seed(built: dict[str, Files], of: Of) -> None:
     rows = numbers_of(built["acid_released_code"]).set_index("row")
-    assert len(rows) == 5
+    assert len(rows) == 7
     assert (rows.loc["exact dynamics", "ratio"], rows.loc["exact dynamics", "ratio_deviation"]) == (1, 0)
     frames = of("acid_released_code").frames
-    usual = {"init": "common", "batch_norm": "recalibrate"}
+    usual = {"init": "common", "batch_norm": "recalibrate", "optim.clip": None}
     exact, released = (consensus(frames.select(dynamics=name, **usual)) for name in ("exact", "released"))
     assert rows.loc["released dynamics", "ratio"] == pytest.approx((released.to_numpy() / exact).mean(), rel=1e-4)
     # what is tested of the average does not change the training
-    assert rows["ratio"].iloc[3] == pytest.approx(1)
+    assert rows.loc["exact dynamics, BatchNorm statistics of worker 0", "ratio"] == pytest.approx(1)
+    clipped = consensus(frames.select(**usual | {"optim.clip": 1.0}, dynamics="exact"))
+    expected = (clipped.to_numpy() / exact).mean()
+    assert rows.loc["exact dynamics, clipped gradients", "ratio"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_weaker_momenta_are_compared_with_the_baseline_of_the_same_seed(built: dict[str, Files], of: Of) -> None:
+    rows, frames = numbers_of(built["acid_strength"]), of("acid_strength").frames.select(data__partition="iid")
+    assert len(rows) == 2 * (1 + 2)
+    weaker = frames.select(method="acid", strength=0.25)
+    baseline = frames.select(method="baseline", rate=1.0)
+    row = rows.query("partition == 'iid' and strength == 0.25").iloc[0]
+    for key, metric in (("distance", "consensus_distance"), ("loss", "loss_difference")):
+        one, other = (over_training(own, metric).iloc[0] for own in (weaker, baseline))
+        assert row[key] == pytest.approx(one / other, rel=1e-4)
+    one, other = (own.column("worker_test_accuracy_mean").iloc[0] for own in (weaker, baseline))
+    assert row["accuracy"] == pytest.approx(100 * (one - other), abs=1e-4)
+
+
+def test_the_whole_grid_of_learning_rates_is_shown(built: dict[str, Files], of: Of) -> None:
+    rows, frames = numbers_of(built["acid_learning_rate"]), of("acid_learning_rate").frames
+    assert len(rows) == len(frames.runs) == 15
+    ours = rows.query("row == 'A²CiD², c = 1/4' and learning_rate == 0.08")
+    run = frames.select(strength=0.25, optim__lr=0.08)
+    assert ours["average"].iloc[0] == pytest.approx(run.column("test_accuracy").iloc[0], rel=1e-4)
+    synchronous = rows[rows["row"] == "AR-SGD"]
+    assert (synchronous["average"] == synchronous["workers"]).all()
+
+
+def test_predictions_stand_beside_simulations(built: dict[str, Files]) -> None:
+    rows = numbers_of(built["acid_strength_theory"])
+    assert set(rows["source"]) == {"theory", "simulation", "recommended"}
+    weakest = rows[rows["source"] == "theory"].groupby("own_optima")[["distance", "loss"]].first()
+    assert weakest.to_numpy() == pytest.approx(1)  # the baseline
 
 
 # numbers of paper B

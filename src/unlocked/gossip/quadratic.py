@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from unlocked import seeding
+from unlocked.gossip.stationary import CURVATURES
 from unlocked.gossip.workers import Source
 
 BLOCK = 128  # steps whose noise is drawn at a time
@@ -24,7 +25,7 @@ class Quadratic(Source):
         self, workers: int, dimension: int, *, seed: int, noise: float = 1.0, heterogeneous: bool = False
     ) -> None:
         self.seed, self.noise, self.dimension = seed, noise, dimension
-        self.a = torch.linspace(0.1, 1.0, dimension, dtype=torch.float64)
+        self.a = torch.linspace(*CURVATURES, dimension, dtype=torch.float64)
         self.b = torch.zeros(workers, dimension, dtype=torch.float64)
         if heterogeneous:
             drawn = seeding.generator(seed, "optima").standard_normal((workers, dimension))

@@ -16,6 +16,12 @@ def settled(frames: Frames, metric: str) -> pd.Series:
     return late.groupby(["run", "index"])["value"].mean().groupby("run").mean().reindex(frames.runs.index)
 
 
+def over_training(frames: Frames, metric: str) -> pd.Series:
+    """Mean of a metric over a run's evaluations after the start."""
+    rows = frames.rows(metric)
+    return rows[rows["step"] > 0].groupby("run")["value"].mean().reindex(frames.runs.index)
+
+
 def consensus(frames: Frames) -> pd.Series:
     """The consensus distance of a run as one number.
 
@@ -23,8 +29,7 @@ def consensus(frames: Frames) -> pd.Series:
     second half, so a mean over that half alone would mostly say how fast a method forgets earlier distances. A study,
     which has one learning rate: mean over the second half.
     """
-    rows = frames.rows("consensus_distance")
-    training = rows[rows["step"] > 0].groupby("run")["value"].mean().reindex(frames.runs.index)
+    training = over_training(frames, "consensus_distance")
     return training.where(frames.runs["study"] == "training", settled(frames, "consensus_distance"))
 
 

@@ -21,6 +21,7 @@ WIDTHS: dict[str, dict[str, Any]] = {  # of curves that may run over one another
     "baseline": {"linewidth": 3.0, "alpha": 0.4},
     "acid": {"linewidth": 1.0, "zorder": 3},
 }
+PARTITION_NAMES = {"iid": "iid", "dirichlet": "Dirichlet", "label_sorted": "label-sorted"}
 DASHES = {0.5: ":", 1.0: "-", 2.0: "--"}  # by communication rate
 
 

@@ -64,6 +64,19 @@ class AcidScale(PaperScale):
         (1.0, 2.0, 4.0), "the baseline's, to compare the momentum with", above=0, most=1e6, nonempty=True
     )
     partitions: tuple[str, ...] = setting(PARTITIONS, "of the item on where the momentum helps", nonempty=True)
+    learning_rates: tuple[float, ...] = setting(
+        (0.025, 0.05, 0.1, 0.2, 0.4), "those compared", above=0, most=1e6, nonempty=True
+    )
+    strengths: tuple[float, ...] = setting(
+        (1.0, 0.25, 0.0625, 0.015625), "of the momentum, those compared", above=0, most=1e6, nonempty=True
+    )
+    weaker: float = setting(0.25, "strength of the momentum where one that is weaker is shown", above=0, most=1e6)
+    strength_workers: tuple[int, ...] = setting(
+        (16, 64), "of the item on the strength", least=2, most=1_000_000, nonempty=True
+    )
+    disagreement: int = setting(4096, "images on which the workers' differences are measured", least=1)
+    deep_disagreement: int = setting(1024, "the same for the net with BatchNorm", least=1)
+    points: int = setting(20, "evaluations of runs that measure them", least=1, most=100_000)
     straggler_workers: int = setting(16, "workers of the item on stragglers", least=1, most=1_000_000)
     variations: tuple[float, ...] = setting(
         (0.1, 0.5, 1.0), "spreads of gradient times there", above=0, most=100, nonempty=True

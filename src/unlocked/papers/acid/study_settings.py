@@ -42,6 +42,13 @@ class PlainSgd(Settings):
 
 
 @dataclass(frozen=True)
+class QuadraticPoints(Points):
+    """What is measured of a quadratic problem."""
+
+    disagreement: bool = setting(False, "also the workers' mean loss over that of their average", later=True)
+
+
+@dataclass(frozen=True)
 class AveragingBaseline(Gossip, AcidRun):
     """Averaging alone, without gradients."""
 
@@ -91,6 +98,7 @@ class QuadraticBaseline(AveragingBaseline):
     study: str = setting("quadratic", "a quadratic problem", names=("quadratic",))
     quadratic: Quadratic = setting(Quadratic(), "the problem")
     optim: PlainSgd = setting(PlainSgd(), "the optimiser")
+    evaluation: QuadraticPoints = setting(QuadraticPoints(), "what is measured")
     gradient_read: str = setting("event", "x that a gradient is taken at: event, start", names=("event", "start"))
 
     @property

@@ -19,7 +19,8 @@ from unlocked.items.context import Context
 from unlocked.items.frames import Frames
 from unlocked.items.measures import consensus, exponent
 from unlocked.items.table import Format, Row, Table, mean_deviation, number, tabulate
-from unlocked.papers.acid.methods import GRAPH_ROWS, NAMES, RATE_ROWS, constants
+from unlocked.papers.acid.comparisons import compared
+from unlocked.papers.acid.methods import GRAPH_ROWS, NAMES, PARTITION_NAMES, RATE_ROWS, constants
 from unlocked.vision.networks import NETWORKS
 
 OVER_SEEDS = "Mean ± standard deviation over seeds"
@@ -135,6 +136,21 @@ def table_4(context: Context) -> Table:
     return accuracies(context, GRAPH_ROWS, "graph")
 
 
+def batch_norm(context: Context) -> Table:
+    frames = context.frames.labelled({label: case for label, (case, _) in compared(context.frames).items()})
+    metrics = {"average": "test_accuracy", "workers_mean": "worker_test_accuracy_mean"}
+    shown = frames.summary(["row", "workers"], **metrics)
+    cells = {
+        "n = {workers}, average": mean_deviation("average"),
+        "n = {workers}, workers": mean_deviation("workers_mean"),
+    }
+    notes = (
+        f"{OVER_SEEDS}; average: of all workers; workers: mean over single ones. Ring where no graph is named.",
+        context.learning_rates(frames, "row"),
+    )
+    return tabulate(shown, "{row}", cells, corner="test accuracy (%)", notes=notes)
+
+
 def table_5(context: Context) -> Table:
     return accuracies(context, RATE_ROWS, "rate")
 
@@ -199,8 +215,8 @@ def conditions(context: Context) -> Table:
     renamed = {"optim.momentum": "sgd_momentum", "data.partition": "partition", "ratio_deviation": "deviation"}
     columns = {"ratio": "ratio", "workers": "worker_test_accuracy_mean", "average": "test_accuracy"}
     shown = frames.summary(["optim.momentum", "data.partition", "row"], **columns)
-    names = {"iid": "iid", "dirichlet": "Dirichlet", "label_sorted": "label-sorted"}
-    shown = shown.assign(data=shown["data.partition"].map(names), order=shown["data.partition"].map(list(names).index))
+    names = shown["data.partition"]
+    shown = shown.assign(data=names.map(PARTITION_NAMES), order=names.map(list(PARTITION_NAMES).index))
     shown = shown.sort_values(["optim.momentum", "order"], ascending=[False, True], kind="stable")
     cells: dict[str, Format] = {
         "{row}: distance / rate 1": lambda row: "" if row["row"] == "rate 1" else RATIO(row),
@@ -306,13 +322,15 @@ def between_gradients(events: schedules.Schedule) -> np.ndarray:
     return np.concatenate(counts)
 
 
-EXACT = {"dynamics": "exact", "init": "common", "batch_norm": "recalibrate"}
-RELEASED_ROWS = {
+EXACT = {"dynamics": "exact", "optim.clip": None, "init": "common", "batch_norm": "recalibrate"}
+RELEASED_ROWS: Cases = {
     "exact dynamics": EXACT,
     "released dynamics": EXACT | {"dynamics": "released"},
+    "exact dynamics, clipped gradients": EXACT | {"optim.clip": 1.0},
+    "released dynamics, clipped gradients": EXACT | {"dynamics": "released", "optim.clip": 1.0},
     "exact dynamics, mean of independent initialisations": EXACT | {"init": "mean_of_independent"},
     "exact dynamics, BatchNorm statistics of worker 0": EXACT | {"batch_norm": "worker0"},
-    "released dynamics, with both": dict(zip(EXACT, ("released", "mean_of_independent", "worker0"), strict=True)),
+    "all as released": dict(zip(EXACT, ("released", 1.0, "mean_of_independent", "worker0"), strict=True)),
 }
 
 

@@ -122,7 +122,10 @@ class StudyTraining(Simulated):
     Gradients are the steps; where there are none, averagings.
     """
 
+    source: Quadratic
+
     def __init__(self, run: AveragingBaseline, data: object = None) -> None:
+        self.run = run
         shape = run.workers, run.quadratic.dimension
         graph = topology.build(run.graph, run.workers, run.seed)
         count = int(run.quadratic.horizon * run.workers)
@@ -150,6 +153,9 @@ class StudyTraining(Simulated):
         time = float(self.engine.last.max())
         mean, metrics = consensus(self.engine, time)
         metrics["distance_to_optimum"] = float(mean.square().sum())
+        if isinstance(self.run, QuadraticBaseline) and self.run.evaluation.disagreement:
+            away = torch.stack([self.engine.now(i, time)[0] for i in range(self.run.workers)]) - mean
+            metrics["loss_difference"] = float((self.source.a * away.square()).sum(1).mean() / 2)
         if (loss := mean_loss_(self.engine.losses)) is not None:
             metrics["train_loss"] = loss
         steps = self.engine.steps if self.events.gradients else self.engine.averagings

@@ -1,0 +1,276 @@
+"""Figures of A²CiD² beyond the paper's: every method against its learning rate, weaker momenta, costs of differing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from unlocked.gossip import stationary, topology
+from unlocked.gossip.momentum import Constants
+from unlocked.gossip.stationary import CURVATURES, Problem, Spectrum
+from unlocked.items import style
+from unlocked.items.context import Context
+from unlocked.items.frames import Frames
+from unlocked.items.measures import consensus, over_training, settled
+from unlocked.items.output import Figure
+from unlocked.papers.acid.methods import PARTITION_NAMES, shades
+from unlocked.vision.networks import NETWORKS
+
+STRENGTH_COLORS = (style.RED, style.ORANGE, style.PURPLE, style.GREEN)
+
+
+def fraction(value: float) -> str:
+    """`1/4` for 0.25."""
+    return str(Fraction(value).limit_denominator(9999))
+
+
+def compared(frames: Frames) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+    """The methods set side by side, by label: settings that choose their runs, and options of `Axes.plot`."""
+    shown: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+        "AR-SGD": ({"method": "allreduce"}, {"color": style.BLACK, "linestyle": ":"}),
+        "baseline, complete graph": ({"method": "baseline", "graph": "complete"}, {"color": style.SKY}),
+        **{
+            f"baseline, {rate:g} com/∇": (
+                {"method": "baseline", "graph": "ring", "rate": rate},
+                {"color": style.BLUE, "linestyle": line},
+            )
+            for rate, line in ((1.0, "-"), (2.0, "--"))
+        },
+    }
+    strengths = sorted(frames.values("strength"), reverse=True)
+    for c, color in zip(strengths, STRENGTH_COLORS, strict=False):
+        shown[f"A²CiD², c = {fraction(c)}"] = {"method": "acid", "strength": c}, {"color": color}
+    return {label: case for label, case in shown.items() if len(frames.select(**case[0]).runs)}
+
+
+REGIME = ["model.name", "model.width", "workers", "data.partition"]
+
+
+def by_regime(frames: Frames) -> dict[str, Frames]:
+    """The runs of each network, number of workers and partition, by what these are called."""
+    found = {}
+    for name, width, workers, partition in frames.runs[REGIME].drop_duplicates().itertuples(index=False):
+        narrow = f" × {fraction(width)}" if width != 1 else ""
+        data = f", {PARTITION_NAMES[partition]}" if partition != "iid" else ""
+        values = {"model__name": name, "model__width": width, "workers": workers, "data__partition": partition}
+        found[f"{NETWORKS[name].title}{narrow}, n = {workers}{data}"] = frames.select(**values)
+    return found
+
+
+def points(ax: Axes, x: Sequence[float] | pd.Series, table: pd.DataFrame, key: str, scale: float, **look: Any) -> None:
+    """Means of a column of `Frames.summary` with bars of their deviation; a cross where some run diverged."""
+    y, deviation = scale * table[key], scale * table[f"{key}_deviation"]
+    ax.errorbar(x, y, yerr=deviation, marker="o", markersize=3, elinewidth=0.7, **look)
+    lost = (table["diverged"] > 0).to_numpy()
+    low = y.fillna(y.min() if y.notna().any() else 0.0)
+    ax.plot(np.asarray(x)[lost], low[lost], linestyle="", marker="x", markersize=6, color=look["color"])
+
+
+def learning_rate(context: Context) -> Figure:
+    regimes, numbers = by_regime(context.frames), []
+    figure, axes = style.new(len(regimes), 2, height=2.5 * len(regimes), squeeze=False, sharey="row")
+    for row, (title, frames) in zip(axes, regimes.items(), strict=True):
+        alone = frames.column("worker_test_accuracy_mean").fillna(frames.column("test_accuracy"))
+        frames = frames.assign(average=frames.column("test_accuracy"), workers=alone)
+        for label, (case, look) in compared(frames).items():
+            table = frames.select(**case).summary(["optim.lr"], "average", "workers").sort_values("optim.lr")
+            for ax, key in zip(row, ("average", "workers"), strict=True):
+                points(ax, table["optim.lr"], table, key, 100, label=label, **look)
+            numbers.append(table.assign(regime=title, row=label))
+        for ax, who in zip(row, ("average of all workers", "single workers (mean)"), strict=True):
+            ax.set(xscale="log", xlabel="base learning rate", title=f"{title}: {who}")
+            style.log_ticks(ax, frames.values("optim.lr"))
+        row[0].set_ylabel("test accuracy (%)")
+    style.shared_legend(figure, 3)
+    return Figure(figure, pd.concat(numbers).rename(columns={"optim.lr": "learning_rate"}))
+
+
+MEASURES = {  # of the item on the strength: what it is called, and whether it is a ratio to the reference
+    "distance": ("consensus distance\n/ baseline", True),
+    "loss": ("loss difference\n/ baseline", True),
+    "accuracy": ("workers' accuracy\n$-$ baseline (points)", False),
+}
+
+
+def relative(frames: Frames) -> Frames:
+    """The runs with every measure relative to the baseline at rate 1 with the same seed, workers, data and momentum."""
+    frames = frames.assign(
+        distance=consensus(frames),
+        loss=over_training(frames, "loss_difference"),
+        accuracy=100 * frames.column("worker_test_accuracy_mean").astype(float),
+    )
+    keys, runs = ["workers", "data.partition", "optim.momentum", "seed"], frames.runs
+    chosen = (runs["method"] == "baseline") & (runs["rate"] == 1) & ~runs["diverged"]
+    known = runs[chosen].set_index(keys)[list(MEASURES)].add_suffix("_reference")
+    runs = runs.join(known, on=keys)
+    for key, (_, ratio) in MEASURES.items():
+        reference = runs[f"{key}_reference"]
+        runs[key] = runs[key] / reference if ratio else runs[key] - reference
+    return Frames(runs, frames.history)
+
+
+def strength(context: Context) -> Figure:
+    frames = relative(context.frames)
+    partitions = [name for name in PARTITION_NAMES if name in frames.values("data.partition")]
+    strengths = frames.values("strength")
+    figure, axes = style.new(3, len(partitions), height=5.2, squeeze=False, sharex=True, sharey="row")
+    numbers = []
+    for column, partition in zip(axes.T, partitions, strict=True):
+        here = frames.select(data__partition=partition)
+        for group in looks(here):
+            numbers.append(draw_strengths(column, here, strengths, *group).assign(partition=partition))
+        column[0].set_title(PARTITION_NAMES[partition])
+        column[-1].set(xlabel="c", xticks=range(-1, len(strengths)))
+        column[-1].set_xticklabels(["rate 2", *map(fraction, strengths)])
+    for row, (name, ratio) in zip(axes, MEASURES.values(), strict=True):
+        row[0].set_ylabel(name)
+        for ax in row:
+            ax.axhline(float(ratio), color=style.BLUE, linewidth=0.8, label="baseline, 1 com/∇")
+            ax.axvline(-0.5, color="0.8", linewidth=0.6)
+        if ratio:
+            row[0].set_ylim(bottom=0)
+    style.shared_legend(figure, 2)
+    return Figure(figure, pd.concat(numbers))
+
+
+def looks(frames: Frames) -> Iterator[tuple[int, float, dict[str, Any]]]:
+    """(workers, SGD momentum, how their points look)."""
+    sizes = frames.values("workers")
+    for n, color in zip(sizes, shades("acid", len(sizes)), strict=True):
+        for momentum, line in ((m, "-" if m else "--") for m in frames.values("optim.momentum")[::-1]):
+            yield n, momentum, {"color": color, "linestyle": line, "label": f"n = {n}, SGD momentum {momentum:g}"}
+
+
+def draw_strengths(
+    axes: Sequence[Axes], frames: Frames, strengths: list[float], n: int, momentum: float, look: dict[str, Any]
+) -> pd.DataFrame:
+    """In a column of panels, one measure each: the baseline at rate 2, then A²CiD² by strength. Returns the numbers."""
+    own = frames.select(workers=n, optim__momentum=momentum)
+    doubled = own.select(method="baseline", rate=2.0).summary(["method"], *MEASURES).assign(x=-1, strength=np.nan)
+    weaker = own.select(method="acid").summary(["method", "strength"], *MEASURES).sort_values("strength")
+    weaker = weaker.assign(x=weaker["strength"].map(strengths.index))
+    for ax, key in zip(axes, MEASURES, strict=True):
+        points(ax, weaker["x"], weaker, key, 1, **look)
+        points(
+            ax, doubled["x"], doubled, key, 1, color=look["color"], mfc="none" if look["linestyle"] == "--" else None
+        )
+    return pd.concat([doubled, weaker]).drop(columns="x").assign(workers=n, sgd_momentum=momentum)
+
+
+COSTS = {
+    "consensus_distance": "consensus distance",
+    "loss_difference": "loss difference",
+    "disagreement_hessian": r"$\frac{1}{2n}\sum_i d_i^\top H d_i$",
+    "disagreement_gauss_newton": r"$\frac{1}{2n}\sum_i d_i^\top G d_i$",
+}
+
+
+def disagreement(context: Context) -> Figure:
+    regimes, numbers = by_regime(context.frames), []
+    figure, axes = style.new(len(regimes), len(COSTS), height=2.0 * len(regimes), squeeze=False)
+    for row, (title, frames) in zip(axes, regimes.items(), strict=True):
+        for label, (case, look) in compared(frames).items():
+            panels = [(ax, metric, "epoch") for ax, metric in zip(row, COSTS, strict=True)]
+            options = {"label": label, "linewidth": 1.0} | look
+            drawn = style.draw(frames.select(**case), panels, ["method"], lambda _, own=options: own)
+            numbers.append(drawn.assign(regime=title, row=label))
+        for ax, name in zip(row, COSTS.values(), strict=True):
+            ax.set(yscale="log", title=name)
+        row[0].set_ylabel(title)
+        for other in row[2:]:
+            other.sharey(row[1])
+    for ax in axes[-1]:
+        ax.set_xlabel("epochs")
+    style.shared_legend(figure, 3)
+    return Figure(figure, pd.concat(numbers))
+
+
+CASES = ["optim.lr", "optim.momentum", "quadratic.heterogeneous"]
+CASE_COLORS = (style.BLUE, style.RED, style.GREEN, style.ORANGE)
+STUDIED = {"distance": "consensus distance / baseline", "loss": "loss difference / baseline"}
+
+
+def strength_theory(context: Context) -> Figure:
+    frames = context.frames.assign(
+        distance=settled(context.frames, "consensus_distance"), loss=settled(context.frames, "loss_difference")
+    )
+    (workers,), (dimension,) = frames.values("workers"), frames.values("quadratic.dimension")
+    figure, axes = style.new(1, 3, height=2.6)
+    spectrum, numbers = Spectrum.of(topology.build("ring", workers)), []
+    for color, (case, runs) in zip(CASE_COLORS, frames.runs.groupby(CASES), strict=False):
+        lr, momentum, heterogeneous = case
+        problems = directions(dimension, lr, momentum, float(heterogeneous))
+        curve, dots = predicted(spectrum, problems), simulated(runs)
+        label = f"lr {lr:g}, momentum {momentum:g}, {'own optima' if heterogeneous else 'iid'}"
+        for ax, key in zip(axes, STUDIED, strict=False):
+            ax.plot(curve["strength"], curve[key], color=color, label=label)
+            ax.errorbar(dots["strength"], dots[key], yerr=dots[f"{key}_deviation"], fmt="o", ms=3, color=color)
+        both = pd.concat([curve.assign(source="theory"), dots.assign(source="simulation")])
+        numbers.append(both.assign(**dict(zip(("lr", "sgd_momentum", "own_optima"), case, strict=True))))
+    for ax, name in zip(axes, STUDIED.values(), strict=False):
+        ax.set(xscale="log", xlabel="strength c", title=name)
+        ax.set_ylim(bottom=0)
+        ax.axhline(1.0, color="0.6", linewidth=0.8)
+    best = draw_best(axes[2], dimension)
+    style.shared_legend(figure, 2)
+    return Figure(figure, pd.concat([*numbers, best]))
+
+
+def directions(dimension: int, lr: float, momentum: float, optima: float) -> list[Problem]:
+    """Of the quadratic study."""
+    return [Problem(a, 1.0, optima, lr, momentum) for a in np.linspace(*CURVATURES, dimension).tolist()]
+
+
+def predicted(spectrum: Spectrum, problems: list[Problem]) -> pd.DataFrame:
+    """The theory's measures by strength, from that which is the baseline on, relative to the baseline."""
+    chi1, chi2 = spectrum.chi
+    strengths = np.geomspace(chi2 / chi1, 4.0, 25)
+    costs = [Constants.accelerated(chi1, chi2, c) for c in strengths]
+    rows = np.array([both(spectrum, constants, problems) for constants in [Constants.baseline(), *costs]])
+    relative_rows = rows[1:] / rows[0]
+    return pd.DataFrame(relative_rows, columns=list(STUDIED)).assign(strength=strengths)
+
+
+def both(spectrum: Spectrum, constants: Constants, problems: list[Problem]) -> tuple[float, float]:
+    """Stationary consensus distance and loss difference, over all directions."""
+    distances = [stationary.consensus_distance(spectrum, constants, problem) for problem in problems]
+    return sum(distances), sum(p.curvature * d for p, d in zip(problems, distances, strict=True)) / 2
+
+
+def simulated(runs: pd.DataFrame) -> pd.DataFrame:
+    """Measured by strength, relative to the baseline with the same seed: mean and deviation over seeds."""
+    reference = runs[runs["method"] == "baseline"].set_index("seed")
+    own = runs[runs["method"] == "acid"]
+    ratios = {key: own[key] / own["seed"].map(reference[key]) for key in STUDIED}
+    groups = own.assign(**ratios).groupby("strength")
+    means, deviations = groups[list(STUDIED)].mean(), groups[list(STUDIED)].std().fillna(0.0)
+    return means.join(deviations.add_suffix("_deviation")).reset_index()
+
+
+RECOMMENDED = {(0.005, 0.0): style.BLACK, (0.05, 0.0): style.PURPLE, (0.005, 0.9): style.SKY}  # learning rate, momentum
+
+
+def draw_best(ax: Axes, dimension: int) -> pd.DataFrame:
+    """The strength that the theory recommends, against how much the workers' optima differ."""
+    spreads, numbers = np.geomspace(0.03, 3.0, 9), []
+    for n, line in ((16, "--"), (64, "-")):
+        spectrum = Spectrum.of(topology.build("ring", n))
+        for (lr, momentum), color in RECOMMENDED.items():
+            best = [stationary.best_strength(spectrum, directions(dimension, lr, momentum, s)[::10]) for s in spreads]
+            label = f"right: lr {lr:g}, momentum {momentum:g}"  # one for both numbers of workers
+            ax.plot(spreads, best, linestyle=line, color=color, label=label)
+            values = {"workers": n, "lr": lr, "sgd_momentum": momentum, "optima": spreads, "best_strength": best}
+            numbers.append(pd.DataFrame(values).assign(source="recommended"))
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlabel="deviation of the optima (noise: 1)",
+        title="strength of least loss difference",
+    )
+    ax.axhline(1.0, color="0.6", linewidth=0.8)
+    return pd.concat(numbers)
