@@ -40,6 +40,11 @@ class Sgd:
     momentum: float
     decay: Tensor  # (d,): weight decay of every entry
     rates: list[float]  # learning rate of a worker's k-th gradient
+    own_rates: list[list[float]] | None = None  # the same by worker, where it is not the same for all
+
+    def rate(self, worker: int, step: int) -> float:
+        """The learning rate of a worker's `step`-th gradient."""
+        return (self.rates if self.own_rates is None else self.own_rates[worker])[step]
 
 
 def mean_loss_(losses: Tensor) -> float | None:

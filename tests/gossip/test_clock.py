@@ -127,3 +127,18 @@ def test_a_new_law_is_one_function(monkeypatch: pytest.MonkeyPatch) -> None:
     assert first(Clock(law="uniform")).max() == pytest.approx(2, abs=0.01)
     with pytest.raises(SettingError, match="another law"):
         clocks.law(uniform)
+
+
+def test_an_overlapped_all_reduce_hides_behind_the_gradient() -> None:
+    """A step is as long as its slowest gradient and what of the all-reduce does not fit into its share of that."""
+    clock = Clock(law="gamma", latency=1e-3, bandwidth=1e9)
+    cost, size, workers = clocks.allreduce_time(clock, 4, 10**8), 10**8, 4
+    plain, hidden, all_hidden = (
+        np.diff([0.0, *itertools.islice(clocks.synchronous_steps(clock, workers, 0, size, share), 200)])
+        for share in (0.0, 0.5, 1e9)
+    )
+    slowest = plain - cost
+    np.testing.assert_allclose(hidden, slowest + np.maximum(0, cost - slowest / 2))
+    np.testing.assert_allclose(all_hidden, slowest)
+    assert (hidden > slowest).any()
+    assert (hidden < plain).all()

@@ -319,3 +319,21 @@ def test_a_run_with_a_wrong_clock_is_refused(tiny_run: Any) -> None:
             tiny_run(changes)
         assert "\n" not in str(error.value)
     assert tiny_run({"clock.latency": 0.1, "pairing": "availability"}).clock.latency == 0.1
+
+
+def test_a_global_count_lets_a_slow_workers_rate_fall_too(tiny_run: Any, train_of: Any) -> None:
+    """By its own count a worker slowed fourfold has not come to the end of the schedule when the run ends."""
+    slow = {"clock.slow_workers": 1, "clock.slow_factor": 4.0, "optim.warmup_epochs": 0, "optim.epochs": 2}
+    last = {}
+    for count in ("own", "global"):
+        training = train_of(run := tiny_run(slow, schedule_count=count))
+        engine = advance_all(training)
+        last[count] = [engine.sgd.rate(i, int(steps) - 1) for i, steps in enumerate(engine.steps)]
+    lowest = common.learning_rate(run, run.total_gradients - 1)
+    assert last["global"] == pytest.approx([lowest] * 4)
+    assert last["own"][0] == pytest.approx(100 * lowest)
+    order = training.events.i[training.events.kind == GRADIENT]
+    for step in (0, 50, 200):
+        worker = int(order[step])
+        own = int((order[:step] == worker).sum())
+        assert engine.sgd.rate(worker, own) == common.learning_rate(run, step)

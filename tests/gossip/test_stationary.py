@@ -142,3 +142,14 @@ def test_curvature_weighs_disagreement() -> None:
     distances = [stationary.consensus_distance(spectrum, Constants.baseline(), p) for p in problems]
     expected = sum(p.curvature * d for p, d in zip(problems, distances, strict=True)) / 2
     assert stationary.loss_difference(spectrum, Constants.baseline(), problems) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("workers", [16, 64])
+@pytest.mark.parametrize("name", ["complete", "exponential", "torus", "ring"])
+def test_averaging_alone_decays_as_the_papers_constants_say(name: str, workers: int) -> None:
+    """In the mean: the baseline at 1/chi1, A²CiD² at 1/sqrt(chi1 chi2)."""
+    spectrum = Spectrum.of(topology.build(name, workers))
+    chi1, chi2 = spectrum.chi
+    assert stationary.averaging_decay(spectrum, Constants.baseline()) == pytest.approx(1 / chi1)
+    accelerated = stationary.averaging_decay(spectrum, Constants.accelerated(chi1, chi2))
+    assert accelerated == pytest.approx((chi1 * chi2) ** -0.5, rel=1e-6)

@@ -105,9 +105,14 @@ def gradient_events(clock: Clock, workers: int, count: int, seed: int) -> tuple[
     return np.array(times), np.array(computes)
 
 
-def synchronous_steps(clock: Clock, workers: int, seed: int, size: int) -> Iterator[float]:
-    """The endless times at which synchronous steps end: the slowest gradient, then an all-reduce of `size` bytes."""
+def synchronous_steps(clock: Clock, workers: int, seed: int, size: int, overlap: float = 0.0) -> Iterator[float]:
+    """The endless times at which synchronous steps end: the slowest gradient, then an all-reduce of `size` bytes.
+
+    overlap: the share of the slowest gradient behind which the all-reduce is hidden, because it sends the gradients of
+    the last layers while those of the first are computed.
+    """
     cost, now = allreduce_time(clock, workers, size), 0.0
     for step in zip(*(durations(clock, worker, seed) for worker in range(workers)), strict=True):
-        now = max(now + duration for duration in step) + cost
+        slowest = max(step)
+        now = now + slowest + max(0.0, cost - overlap * slowest)
         yield now

@@ -107,14 +107,22 @@ class Matchmaker:
     """Pairs workers, first come, first served, with neighbours that wait for a partner."""
 
     def __init__(self, graph: nx.Graph, seed: int) -> None:
-        # a neighbour that counts twice is drawn twice as often
+        # a neighbour that counts twice stands there twice
         self.neighbours = {i: [j for j, edge in graph.adj[i].items() for _ in range(edge["weight"])] for i in graph}
+        self.heaviest = max(weight for *_, weight in graph.edges(data="weight"))
         self.waiting: set[int] = set()
         self.draws = seeding.generator(seed, "pairing")
 
     def partner_of(self, worker: int) -> int | None:
-        """A waiting neighbour, drawn in proportion to the weights; without one the worker waits itself."""
-        partners = [j for j in self.neighbours[worker] if j in self.waiting]
+        """A waiting neighbour, drawn in proportion to the weights; without one the worker waits itself.
+
+        Where edges have different weights, a neighbour is passed over with a probability that leaves it its weight's
+        share: mostly one neighbour waits, and taking it always would make all edges alike.
+        """
+        known = self.neighbours[worker]
+        partners = [j for j in known if j in self.waiting]
+        if self.heaviest > 1:
+            partners = [j for j in partners if self.draws.random() < known.count(j) / self.heaviest]
         if not partners:
             self.waiting.add(worker)
             return None
@@ -130,38 +138,72 @@ def availability(
 
     Each gradient makes its worker owe Poisson(rate) communications; it is available while it owes some and does not
     talk. Gradients never wait, and a worker that finds no partner keeps what it owes. An averaging takes `message`
-    gradient times and stands at its end. Ends with the last of the `gradients` gradients.
+    gradient times and stands at its end. What happens at the same moment happens in random order. Ends with the last
+    of the `gradients` gradients.
     """
     gradient_time, computes = clocks.gradient_events(clock, len(graph), gradients, seed)
     debts = [communications_owed(rate, seed, worker) for worker in range(len(graph))]
     owed, busy = [0] * len(graph), [False] * len(graph)
     matchmaker = Matchmaker(graph, seed)
     talks: list[tuple[float, int, int]] = []
-    running: list[tuple[float, int, int]] = []
+    running: list[tuple[float, float, int, int]] = []
+    ties = seeding.generator(seed, "ties")
+    order = np.lexsort((ties.random(gradients), gradient_time))
 
     def look(time: float, *those: int) -> None:
         for worker in those:
             willing = owed[worker] and not busy[worker]
             if willing and (partner := matchmaker.partner_of(worker)) is not None:
                 busy[worker] = busy[partner] = True
-                heapq.heappush(running, (time + message, worker, partner))
+                heapq.heappush(running, (time + message, ties.random(), worker, partner))
 
     def finish(until: float) -> None:
         while running and running[0][0] <= until:
-            time, *pair = talk = heapq.heappop(running)
-            talks.append(talk)
+            time, _, *pair = heapq.heappop(running)
+            talks.append((time, pair[0], pair[1]))
             for worker in pair:
                 owed[worker] -= 1
                 busy[worker] = False
             look(time, *pair)
 
-    for time, worker in zip(gradient_time.tolist(), computes.tolist(), strict=True):
+    for time, worker in zip(gradient_time[order].tolist(), computes[order].tolist(), strict=True):
         finish(time)
         owed[worker] += next(debts[worker])
         look(time, worker)
     finish(float(gradient_time[-1]))
     pairs = np.array([talk[1:] for talk in talks]).reshape(-1, 2)
     return merge(len(graph), gradient_time, computes, np.array([talk[0] for talk in talks]), np.sort(pairs, axis=1))
+
+
+def barrier_idle(graph: nx.Graph, gradients: int, seed: int, clock: Clock = EXPONENTIAL) -> float:
+    """Share of the workers' time that is lost to waiting if everyone averages once, with whoever is free, during every
+    gradient, and begins the next one only then. The released code waits like this; `availability` never does.
+    """
+    matchmaker, met = Matchmaker(graph, seed), [False] * len(graph)
+    lengths = [clocks.durations(clock, worker, seed) for worker in graph]
+    ends: list[tuple[float, int]] = []
+    since: dict[int, float] = {}  # when a gradient ended whose worker has still to average
+    lost = time = 0.0
+
+    def begin(worker: int) -> None:
+        nonlocal lost
+        met[worker] = False
+        heapq.heappush(ends, (time + next(lengths[worker]), worker))
+        if (partner := matchmaker.partner_of(worker)) is not None:
+            met[worker] = met[partner] = True
+            if partner in since:
+                lost += time - since.pop(partner)
+                begin(partner)
+
+    for worker in graph:
+        begin(worker)
+    for _ in range(gradients):
+        time, worker = heapq.heappop(ends)
+        if met[worker]:
+            begin(worker)
+        else:
+            since[worker] = time
+    return lost / (time * len(graph))
 
 
 def communications_owed(rate: float, seed: int, worker: int) -> Iterator[int]:

@@ -66,7 +66,8 @@ class Engine:
         for first in range(0, len(workers), self.most):
             some = slice(first, first + self.most)
             steps = self.steps[workers[some]].tolist()
-            update(workers[some], steps, elapsed[some], [self.sgd.rates[step] for step in steps], source)
+            rates = [self.sgd.rate(*of) for of in zip(workers[some].tolist(), steps, strict=True)]
+            update(workers[some], steps, elapsed[some], rates, source)
         self.last[workers] = times
         self.steps[workers] += 1
         self.losses[1] += len(workers)

@@ -78,6 +78,14 @@ def consensus_distance(spectrum: Spectrum, constants: Constants, problem: Proble
     return math.inf if moments is None else float(shares[1:] @ moments[1:, 0, 0])
 
 
+def averaging_decay(spectrum: Spectrum, constants: Constants) -> float:
+    """Rate at which the consensus distance of expected vectors decays when workers only average."""
+    _, averaging, mixing = dynamics(constants, Problem(0.0))
+    kept = np.outer(averaging, np.eye(len(averaging))[0])
+    drift = mixing - spectrum.values[1:, None, None] * kept
+    return float(-2 * np.linalg.eigvals(drift).real.max())
+
+
 def dynamics(constants: Constants, problem: Problem) -> tuple[Array, Array, Array]:
     """`E`, `c` and `N` on the numbers of a worker that matter: x, x~ if there is momentum, m if SGD has it."""
     a, lr, beta = problem.curvature, problem.lr, problem.momentum

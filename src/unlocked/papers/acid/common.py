@@ -50,10 +50,16 @@ def learning_rate(run: NetworkRun, step: int) -> float:
     return settings.lr * optim.large_batch_factor(step, *budget, settings.milestones, settings.warmup_epochs)
 
 
-def sgd_of(run: NetworkRun, model: nn.Module, longest: int) -> optim.Sgd:
-    """The optimiser of every worker; `longest` is the number of gradients of the fastest one."""
-    rates = [learning_rate(run, k * run.workers) for k in range(longest)]
-    return optim.Sgd(run.optim.momentum, optim.decay_vector(model, run.optim.weight_decay), rates)
+def sgd_of(run: NetworkRun, model: nn.Module, longest: int, computes: Tensor | None = None) -> optim.Sgd:
+    """The optimiser of every worker; `longest` is the number of gradients of the fastest one.
+
+    computes: the workers of all gradients in order of time, where the schedule counts over all workers.
+    """
+    rates, own = [learning_rate(run, k * run.workers) for k in range(longest)], None
+    if computes is not None:
+        steps = [(computes == worker).nonzero().flatten().tolist() for worker in range(run.workers)]
+        own = [[learning_rate(run, step) for step in mine] for mine in steps]
+    return optim.Sgd(run.optim.momentum, optim.decay_vector(model, run.optim.weight_decay), rates, own)
 
 
 def disagreement_of(run: NetworkRun, model: nn.Module, data: Dataset) -> Disagreement | None:

@@ -41,6 +41,7 @@ USUAL = {  # settings that a name shows where they are something else
     "init": "common",
     "pairing": "poisson",
     "clock.law": "exponential",
+    "schedule_count": "own",
     "strength": 1.0,
     "optim.clip": None,
 }
@@ -281,6 +282,12 @@ class Baseline(Gossip, NetworkRun):
         "common",
         "common: one draw for all workers; mean_of_independent: the mean of one draw each (released code)",
         names=("common", "mean_of_independent"),
+    )
+    schedule_count: str = setting(
+        "own",
+        "what the learning rate follows: a worker's own gradients times the workers (released code), or those of all",
+        names=("own", "global"),
+        later=True,
     )
     runtime: SimulatorRuntime = setting(SimulatorRuntime(), "where and how it is executed")
 

@@ -17,7 +17,7 @@ from unlocked.gossip import schedule as schedules
 from unlocked.gossip import topology
 from unlocked.gossip.chain import chain
 from unlocked.gossip.quadratic import Quadratic
-from unlocked.gossip.schedule import COMMUNICATION, Schedule
+from unlocked.gossip.schedule import COMMUNICATION, GRADIENT, Schedule
 from unlocked.gossip.simulator import Engine, consensus
 from unlocked.gossip.workers import Networks, Source
 from unlocked.optim import Sgd, mean_loss_
@@ -78,10 +78,12 @@ class GossipTraining(Simulated):
         graph = topology.build(run.graph, run.workers, run.seed)
         options = {"clock": run.clock, "message": clocks.message_time(run.clock, 4 * len(start))}
         events = schedules.PAIRINGS[run.pairing](graph, run.rate, run.total_gradients, run.seed, **options)
+        computes = torch.from_numpy(events.i[events.kind == GRADIENT]) if run.schedule_count == "global" else None
+        sgd = common.sgd_of(run, model, int(events.gradients_per_worker().max()), computes)
         engine = Engine(
             start.repeat(run.workers, 1),
             constants_of(run),
-            common.sgd_of(run, model, int(events.gradients_per_worker().max())),
+            sgd,
             dynamics=dynamics_of(run),
             batched=is_batched(run, model, len(start)),
             read_at_start=run.gradient_read == "start",
@@ -100,7 +102,8 @@ class GossipTraining(Simulated):
         metrics: dict[str, Any] = {**distances, **self.evaluator.averaged(mean, buffers)}
         metrics["virtual_seconds"] = time * run.clock.gradient_seconds
         if (loss := mean_loss_(engine.losses)) is not None:
-            metrics |= {"train_loss": loss, "learning_rate": engine.sgd.rates[int(engine.steps.max()) - 1]}
+            furthest = int(engine.steps.argmax())
+            metrics |= {"train_loss": loss, "learning_rate": engine.sgd.rate(furthest, int(engine.steps[furthest]) - 1)}
         if run.evaluation.workers == "always" or (run.evaluation.workers == "final" and spans == self.spans):
             metrics |= self.evaluator.workers((engine.now(i, time)[0] for i in range(run.workers)), buffers)
         if self.disagreement is not None:
