@@ -251,11 +251,13 @@ def test_released_behaviours_are_compared_by_seed(built: dict[str, Files], of: O
 
 
 def test_weaker_momenta_are_compared_with_the_baseline_of_the_same_seed(built: dict[str, Files], of: Of) -> None:
-    rows, frames = numbers_of(built["acid_strength"]), of("acid_strength").frames.select(data__partition="iid")
-    assert len(rows) == 2 * (1 + 2)
+    rows, frames = numbers_of(built["acid_strength"]), of("acid_strength").frames
+    assert rows["condition"].unique().tolist() == ["iid", "Dirichlet", "iid, first come first served"]
+    assert len(rows) == 3 * (1 + 2)
+    frames = frames.select(data__partition="iid", pairing="poisson")
     weaker = frames.select(method="acid", strength=0.25)
     baseline = frames.select(method="baseline", rate=1.0)
-    row = rows.query("partition == 'iid' and strength == 0.25").iloc[0]
+    row = rows.query("condition == 'iid' and strength == 0.25").iloc[0]
     for key, metric in (("distance", "consensus_distance"), ("loss", "loss_difference")):
         one, other = (over_training(own, metric).iloc[0] for own in (weaker, baseline))
         assert row[key] == pytest.approx(one / other, rel=1e-4)

@@ -138,20 +138,19 @@ def loss_difference(spectrum: Spectrum, constants: Constants, problems: Sequence
 
 
 def best_strength(spectrum: Spectrum, problems: Sequence[Problem], most: float = 16.0) -> float:
-    """The strength of the momentum with the least stationary loss difference over some directions.
+    """The strength of the momentum with the least stationary loss difference over some directions, to a few percent.
 
     Searched from chi2/chi1, which is the baseline itself, to `most`; an end of that interval says that the best lies
     there or beyond.
     """
-    from scipy.optimize import minimize_scalar  # slow to import
-
     chi1, chi2 = spectrum.chi
 
-    def cost(log_strength: float) -> float:
-        constants = Constants.accelerated(chi1, chi2, math.exp(log_strength))
-        return math.log(loss_difference(spectrum, constants, problems))
+    def cost(strength: float) -> float:
+        return loss_difference(spectrum, Constants.accelerated(chi1, chi2, strength), problems)
 
-    grid = np.linspace(math.log(chi2 / chi1), math.log(most), 17)
-    lowest = int(np.argmin([cost(value) for value in grid]))
-    bounds = grid[max(0, lowest - 1)], grid[min(len(grid) - 1, lowest + 1)]
-    return math.exp(minimize_scalar(cost, bounds=bounds, method="bounded", options={"xatol": 0.02}).x)
+    low, high = chi2 / chi1, most
+    for _ in range(2):  # a grid, and a finer one about its best
+        grid = np.geomspace(low, high, 17).tolist()
+        lowest = int(np.argmin([cost(strength) for strength in grid]))
+        low, high = grid[max(0, lowest - 1)], grid[min(len(grid) - 1, lowest + 1)]
+    return float(grid[lowest])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
@@ -104,7 +105,7 @@ def relative(frames: Frames) -> Frames:
         loss=over_training(frames, "loss_difference"),
         accuracy=100 * frames.column("worker_test_accuracy_mean").astype(float),
     )
-    keys, runs = ["workers", "data.partition", "optim.momentum", "seed"], frames.runs
+    keys, runs = ["workers", "data.partition", "pairing", "optim.momentum", "seed"], frames.runs
     chosen = (runs["method"] == "baseline") & (runs["rate"] == 1) & ~runs["diverged"]
     known = runs[chosen].set_index(keys)[list(MEASURES)].add_suffix("_reference")
     runs = runs.join(known, on=keys)
@@ -116,15 +117,13 @@ def relative(frames: Frames) -> Frames:
 
 def strength(context: Context) -> Figure:
     frames = relative(context.frames)
-    partitions = [name for name in PARTITION_NAMES if name in frames.values("data.partition")]
-    strengths = frames.values("strength")
-    figure, axes = style.new(3, len(partitions), height=5.2, squeeze=False, sharex=True, sharey="row")
+    columns, strengths = conditions(frames), frames.values("strength")
+    figure, axes = style.new(3, len(columns), height=5.2, squeeze=False, sharex=True, sharey="row")
     numbers = []
-    for column, partition in zip(axes.T, partitions, strict=True):
-        here = frames.select(data__partition=partition)
+    for column, (title, here) in zip(axes.T, columns.items(), strict=True):
         for group in looks(here):
-            numbers.append(draw_strengths(column, here, strengths, *group).assign(partition=partition))
-        column[0].set_title(PARTITION_NAMES[partition])
+            numbers.append(draw_strengths(column, here, strengths, *group).assign(condition=title))
+        column[0].set_title(title.replace(", ", ",\n"))
         column[-1].set(xlabel="c", xticks=range(-1, len(strengths)))
         column[-1].set_xticklabels(["rate 2", *map(fraction, strengths)])
     for row, (name, ratio) in zip(axes, MEASURES.values(), strict=True):
@@ -136,6 +135,15 @@ def strength(context: Context) -> Figure:
             row[0].set_ylim(bottom=0)
     style.shared_legend(figure, 2)
     return Figure(figure, pd.concat(numbers))
+
+
+def conditions(frames: Frames) -> dict[str, Frames]:
+    """The runs of every partition under Poisson pairing, and of those that are there under availability, by title."""
+    pairings = {"poisson": "", "availability": ", first come first served"}
+    found = {}
+    for (pairing, suffix), (partition, name) in itertools.product(pairings.items(), PARTITION_NAMES.items()):
+        found[name + suffix] = frames.select(data__partition=partition, pairing=pairing)
+    return {title: own for title, own in found.items() if len(own.runs)}
 
 
 def looks(frames: Frames) -> Iterator[tuple[int, float, dict[str, Any]]]:
@@ -229,7 +237,7 @@ def directions(dimension: int, lr: float, momentum: float, optima: float) -> lis
 def predicted(spectrum: Spectrum, problems: list[Problem]) -> pd.DataFrame:
     """The theory's measures by strength, from that which is the baseline on, relative to the baseline."""
     chi1, chi2 = spectrum.chi
-    strengths = np.geomspace(chi2 / chi1, 4.0, 25)
+    strengths = np.geomspace(chi2 / chi1, 4.0, 13)
     costs = [Constants.accelerated(chi1, chi2, c) for c in strengths]
     rows = np.array([both(spectrum, constants, problems) for constants in [Constants.baseline(), *costs]])
     relative_rows = rows[1:] / rows[0]
@@ -257,7 +265,7 @@ RECOMMENDED = {(0.005, 0.0): style.BLACK, (0.05, 0.0): style.PURPLE, (0.005, 0.9
 
 def draw_best(ax: Axes, dimension: int) -> pd.DataFrame:
     """The strength that the theory recommends, against how much the workers' optima differ."""
-    spreads, numbers = np.geomspace(0.03, 3.0, 9), []
+    spreads, numbers = np.geomspace(0.03, 3.0, 7), []
     for n, line in ((16, "--"), (64, "-")):
         spectrum = Spectrum.of(topology.build("ring", n))
         for (lr, momentum), color in RECOMMENDED.items():
