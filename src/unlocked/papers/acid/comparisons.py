@@ -132,7 +132,7 @@ def strength(context: Context) -> Figure:
             ax.axhline(float(ratio), color=style.BLUE, linewidth=0.8, label="baseline, 1 com/∇")
             ax.axvline(-0.5, color="0.8", linewidth=0.6)
         if ratio:
-            row[0].set_ylim(bottom=0)
+            row[0].set_yscale("log")
     style.shared_legend(figure, 2)
     return Figure(figure, pd.concat(numbers))
 
