@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import pytest
+import torch
 
 from unlocked import bench, cli
 from unlocked.bench import forward_gradient, gossip, processes
@@ -45,7 +46,7 @@ def test_the_numbers(name: str, capsys: pytest.CaptureFixture) -> None:
 
 
 def test_contestants_do_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    """After all turns both ways have done as many gradients as the floor, and none is left."""
+    """After all turns the three ways have done as many gradients as the floor, and none is left."""
     made = []
 
     class Training(GossipTraining):
@@ -57,8 +58,9 @@ def test_contestants_do_the_same_gradients(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(gossip, "GossipTraining", Training)
     contestants = gossip.contestants("mlp", bench.Options(turns=2, gradients=8))
     bench.race(contestants, turns=2)
-    assert [int(training.engine.steps.sum()) for training in made] == [24, 24]
+    assert [int(training.engine.steps.sum()) for training in made] == [24, 24, 24]
     assert (made[0].engine.x - made[1].engine.x).abs().max() < 1e-4
+    assert torch.equal(made[0].engine.x, made[2].engine.x)  # with autograd and without it
     for go in contestants.values():
         with pytest.raises(StopIteration):
             go()

@@ -23,6 +23,7 @@ MEANINGS = {
     "engine_overhead_mlp": "the same, multilayer perceptron",
     "batched_speedup_conv_64": "time one worker at a time / with the workers of a level batched, n = 64",
     "batched_speedup_mlp_64": "the same, multilayer perceptron",
+    "autograd_slowdown_mlp": "time one worker at a time by autograd / without it, multilayer perceptron",
     "milliseconds_per_gradient_conv": "of the bare gradients",
     "milliseconds_per_gradient_mlp": "of the bare gradients",
 }
@@ -35,6 +36,8 @@ def measure(options: Options) -> dict[str, float]:
         times = race(contestants(network, options), options.turns)
         numbers[f"engine_overhead{suffix}"] = ratio(times["loop"], times["bare"])
         numbers[f"batched_speedup_{network}_{WORKERS}"] = ratio(times["loop"], times["batched"])
+        if "autograd" in times:
+            numbers[f"autograd_slowdown_{network}"] = ratio(times["autograd"], times["loop"])
         numbers[f"milliseconds_per_gradient_{network}"] = 1e3 * median(times["bare"]) / options.gradients
     return numbers
 
@@ -51,7 +54,9 @@ def noise_data() -> Dataset:
 
 
 def contestants(network: str, options: Options) -> dict[str, Callable[[], object]]:
-    """Bare gradients, the engine's loop, and the engine batched; each does `options.gradients` gradients in a turn."""
+    """Bare gradients, the engine's loop, of a chain also by autograd, and the engine batched; each does
+    `options.gradients` gradients in a turn.
+    """
     torch.set_num_threads(1)
     data, turns = noise_data(), options.turns + 1
     run = Acid(
@@ -62,7 +67,11 @@ def contestants(network: str, options: Options) -> dict[str, Callable[[], object
         evaluation=Evaluation(points=turns),
     )
     ways = {way: replace(run, runtime=SimulatorRuntime(execution=way)) for way in ("loop", "batched")}
-    spans = {way: engine_turns(GossipTraining(own, data)) for way, own in ways.items()}
+    trainings = {way: GossipTraining(own, data) for way, own in ways.items()}
+    if trainings["loop"].networks.chain is not None:
+        trainings["autograd"] = GossipTraining(ways["loop"], data)
+        trainings["autograd"].networks.chain = None
+    spans = {way: engine_turns(training) for way, training in trainings.items()}
     return {
         name: partial(next, own) for name, own in {"bare": bare_turns(run, data, options.gradients), **spans}.items()
     }
