@@ -151,6 +151,9 @@ def test_continued_runs_lose_nothing(short: Short, started: Started) -> None:
     before = {worker: own["tally"]["steps"] for worker, own in state["states"].items()}
     first.close()
     second = started(run)
+    short_vector = {**state["states"][0], "x": state["states"][0]["x"][:3]}
+    with pytest.raises(ValueError, match=f"have not {len(second.start)} parameters"):
+        second.restore({**state, "states": {**state["states"], 0: short_vector}})
     second.restore(state)
     last = drive(second)[-1]
     counts = check_accounts(second)

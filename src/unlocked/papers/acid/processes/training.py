@@ -218,8 +218,11 @@ class ProcessTraining:
         return saved.plain() | {"measured": self.measured}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`; workers that were lost stay lost."""
-        self.past, self.measured = Checkpoint.of(state), state["measured"]
+        """The inverse of `state`; workers that were lost stay lost. `ValueError` if it is of another network."""
+        past = Checkpoint.of(state)
+        if any(kept is not None and kept.x.shape != self.start.shape for kept in past.states.values()):
+            raise ValueError(f"its workers have not {len(self.start)} parameters")
+        self.past, self.measured = past, state["measured"]
 
 
 def added(histograms: Iterable[list[int]]) -> list[int]:
