@@ -115,7 +115,7 @@ def outcome(root: Path, tests: str, limit: float | None) -> str:
 def run_tests(root: Path, tests: list[str]) -> None:
     os.chdir(root)
     os.environ |= {"PYTHONPATH": str(root / "src"), "PYTHONDONTWRITEBYTECODE": "1"}
-    sys.path[:0] = [str(root / "src")]
+    sys.path[0] = str(root / "src")  # not the folder of this script, whose files are called as packages are
     with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence):
         import pytest
 
