@@ -64,3 +64,10 @@ def test_the_expected_error_of_a_random_guess(distribution: str, normalise: bool
     errors = (projection.project(targets, drawn, per_sample=True, normalise=normalise) - targets).square().sum(1)
     expected = projection.expected_error(target.square().sum(), 3, distribution, normalise)
     assert float(errors.mean()) == pytest.approx(float(expected), rel=0.03)
+
+
+def test_a_very_short_guess_is_shrunk() -> None:
+    """To half where its square is `eps`; a guess of zero gives zero."""
+    guess = torch.tensor([3e-9, 4e-9], dtype=torch.float64)
+    assert projection.project(guess, guess, per_sample=False, eps=25e-18).tolist() == pytest.approx([1.5e-9, 2e-9])
+    assert projection.project(guess, 0 * guess, per_sample=False).tolist() == [0, 0]
