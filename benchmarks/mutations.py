@@ -73,7 +73,7 @@ def faults(node: ast.AST) -> Iterator[str]:
         yield str(not node.value) if isinstance(node.value, bool) else f"{node.value} + 1"
     elif isinstance(node, (ast.If, ast.IfExp)):
         yield f"not ({ast.unparse(node.test)})"
-    elif isinstance(node, ast.Return) and node.value is not None:
+    elif isinstance(node, ast.Return) and node.value is not None and ast.unparse(node.value) != "None":
         yield "return None"
     elif isinstance(node, (ast.AugAssign, ast.Expr, ast.Raise)):
         yield "pass"
