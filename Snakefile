@@ -21,7 +21,7 @@ report: "workflow/report/workflow.rst"
 
 flow.enter_environment(sys.executable)
 setup = flow.Setup.read_or_exit(config)
-plan = setup.plan
+plan, call = setup.plan, setup.call(workflow)
 table_of_runs = str(setup.figures / plan.scale.name / "runs.csv")
 
 

@@ -155,7 +155,7 @@ def test_one_of_each_is_planned_trained_drawn_and_judged(copy: Path) -> None:
     for item in ("acid_wheels", "forward_gradient_halves"):
         names = next(one["runs"] for one in plan["items"] if one["name"] == item)
         assert len(names) == 4
-        output(copy, "train", "--runs", *names, "--items", item, "--runtime", "wandb=disabled")
+        output(copy, "train", "--runs", *names, "--runtime", "wandb=disabled")
         output(copy, "item", item)
     figure = copy / "paper_figures/quick/acid/wheels.png"
     assert figure.stat().st_size > 10_000

@@ -19,6 +19,7 @@ from unlocked.units import human_time
 
 if TYPE_CHECKING:
     from unlocked.artifact.plan import Plan
+    from unlocked.papers.run import Run
     from unlocked.report.sources import Sources
 
 PLAIN = (SettingError, DataError, MachineError, StorageError)  # their messages say what to do
@@ -39,7 +40,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # arguments of `add_argument`
     "--json": {**FLAG, "help": "print JSON"},
     "--paper": {"metavar": "KEY", "help": "of one paper only"},
     "--runs": {"nargs": "*", "metavar": "ID", "help": "runs of the plan instead of config files"},
-    "--items": {"nargs": "*", "default": [], "metavar": "NAME", "help": "items that want all of them"},
+    "--list": {"type": Path, "metavar": "FILE", "help": "runs that a call of the workflow has listed for this job"},
     "--index": {"type": Path, "help": "list the runs here when all records are there"},
     "--against": {"type": Path, "metavar": "FILE", "help": "compare the numbers with those of such a table"},
     "--power": {**FLAG, "help": "how many seeds each part needs, by the spread over the seeds that are there"},
@@ -114,25 +115,38 @@ def data(arguments: argparse.Namespace) -> None:
         print(text)
 
 
-def train(arguments: argparse.Namespace) -> None:
-    """Train the runs of config files, or runs of the plan."""
+def wanted_runs(arguments: argparse.Namespace) -> tuple[list[Run], dict[str, list[str]]]:
+    """What `train` is to train, and for every run the items that want it."""
     if arguments.configs:
         from unlocked.artifact.config import run_from_file
 
-        runs = [run_from_file(path, arguments.change) for path in arguments.configs]
-    elif arguments.runs:
-        plan = read_plan(arguments, arguments.items[:1] or None)  # one item's part of it has all runs of a job
-        runs = [plan.runs[choose("run", name, plan.runs)] for name in arguments.runs]
-    else:
-        raise SettingError("train", "", "needs config files, or --runs")
+        return [run_from_file(path, arguments.change) for path in arguments.configs], {}
+    if arguments.list:
+        from unlocked.artifact.calls import read_list
+
+        listed = list(read_list(arguments.list))
+        return [run for run, _ in listed], {run.id: items for run, items in listed}
+    if not arguments.runs:
+        raise SettingError("train", "", "needs config files, --runs or --list")
+    plan = read_plan(arguments)
+    names = [choose("run", name, plan.runs) for name in arguments.runs]
+    return [plan.runs[name] for name in names], {name: [item.name for item in plan.wanted_by[name]] for name in names}
+
+
+def train(arguments: argparse.Namespace) -> None:
+    """Train the runs of config files, or runs of the plan."""
+    runs, items = wanted_runs(arguments)
     from unlocked import places
     from unlocked.artifact.train import train
 
-    done = train(runs, arguments.results, {run.id: arguments.items for run in runs})
+    done = train(runs, arguments.results, items)
     if (here := places.place()) is not None and here.rank:
         return  # rank 0, whose worker this was, says what was done
     print(f"{len(done)} of {len(runs)} runs trained, {len(runs) - len(done)} already there")
-    write(arguments.index, "".join(f"{run.id}\n" for run in runs))
+    if arguments.index is not None:
+        from unlocked.artifact.calls import index_text
+
+        write(arguments.index, index_text(runs, arguments.results))
 
 
 def item(arguments: argparse.Namespace) -> None:
@@ -269,7 +283,7 @@ RECORDED = f"{PLANNED} --results --figures"
 COMMANDS: dict[Callable[[argparse.Namespace], None], str] = {
     plan: f"{PLANNED} --paper --json",
     data: "names --root --out",
-    train: f"configs {RECORDED} --change --runs --items --index",
+    train: f"configs {RECORDED} --change --runs --list --index",
     item: f"names {RECORDED}",
     runs: f"{RECORDED} --out --against",
     claims: f"{RECORDED} --json --power",

@@ -17,7 +17,8 @@ import pytest
 
 from comparison import assert_same_items, assert_same_records
 from unlocked.artifact import config, record
-from unlocked.artifact.workflow import Setup, index_of, resources_of
+from unlocked.artifact.calls import Call
+from unlocked.artifact.workflow import Setup, resources_of
 
 pytestmark = [pytest.mark.slurm, pytest.mark.slow]
 
@@ -78,7 +79,7 @@ def test_training_is_submitted_and_items_are_not(through_slurm: tuple[Path, str]
     """One Slurm job per batch of runs, with the time and memory of the plan; tables and figures are made here."""
     said = through_slurm[1]
     setup = Setup.read_or_exit({"set": LITTLE})
-    batches = {key for name in ITEMS for key in setup.plan.batches_of(setup.plan.item(name))}
+    batches = {batch.id for name in ITEMS for batch in setup.plan.batches_of(setup.plan.item(name).runs)}
     jobs = dict(re.findall(r"SLURM jobid (\d+) \(log: \S*/rule_train/\w+_([0-9a-f]{8})/", said))
     assert set(jobs.values()) == batches
     assert all(f"localrule {name}" in said for name in ITEMS)
@@ -89,7 +90,8 @@ def test_training_is_submitted_and_items_are_not(through_slurm: tuple[Path, str]
         assert found["MinMemoryNode"] in (f"{asked.mem_mb}M", f"{asked.mem_mb / 1024:g}G")
         assert found["TimeLimit"] == f"{asked.runtime // 60:02d}:{asked.runtime % 60:02d}:00"
         assert found["NumCPUs"] == str(asked.threads)
-    assert all((through_slurm[0] / index_of(setup, setup.plan.batches[key])).is_file() for key in batches)
+    call = Call(setup.plan, through_slurm[0] / setup.results, setup.figures)
+    assert all(call.index(setup.plan.batches[key]).is_file() for key in batches)
 
 
 @pytest.mark.usefixtures("slurm")

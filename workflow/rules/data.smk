@@ -16,6 +16,6 @@ rule data:
         mem_mb=8000,
         runtime=60,
     params:
-        root=plan.runtime.get("data_root", "data"),
+        root=flow.as_it_is(plan.runtime.get("data_root", "data")),
     shell:
         "python -m unlocked data {wildcards.name} --root {params.root:q} --out {output:q} > {log:q} 2>&1"

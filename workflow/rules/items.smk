@@ -6,7 +6,7 @@ for item in plan.items.values():
         name:
             item.name
         input:
-            flow.indexes_of(setup, item),
+            flow.waits_for(call, item),
         output:
             **flow.outputs(setup, item, report),
         log:
@@ -18,10 +18,10 @@ for item in plan.items.values():
             "../../environment.yml"
         threads: 1
         params:
-            title=flow.title_of(item),
-            caption=flow.caption_of(item, plan),
+            title=flow.as_it_is(flow.title_of(item)),
+            caption=flow.as_it_is(flow.caption_of(item, plan)),
             item=item.name,
-            options=setup.options("--figures", setup.figures),
+            options=flow.as_it_is(setup.options("--figures", setup.figures, runtime=False)),
             code=flow.item_code(item),
         shell:
             "python -m unlocked item {params.item} {params.options} " "> {log:q} 2>&1"

@@ -4,7 +4,7 @@
 rule pilot:
     """Train the grid's runs and write which rate each method gets, for this scale to read."""
     input:
-        flow.indexes_of_pilot(setup),
+        lambda w: call.indexes_of(call.wanted_for("pilot")),
     output:
         # the scale reads it at every start: it must be there while the rule runs, so it is no file of Snakemake's
         touch(str(setup.results / plan.scale.name / "pilot.done")),
@@ -14,6 +14,6 @@ rule pilot:
     conda:
         "../../environment.yml"
     params:
-        options=setup.options("--figures", setup.figures),
+        options=flow.as_it_is(setup.options("--figures", setup.figures)),
     shell:
         "python -m unlocked pilot {params.options} 2>&1 | tee {log:q}"

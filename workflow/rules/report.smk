@@ -19,7 +19,7 @@ rule runs:
     conda:
         "../../environment.yml"
     params:
-        options=setup.options("--figures", setup.figures),
+        options=flow.as_it_is(setup.options("--figures", setup.figures)),
     shell:
         "python -m unlocked runs {params.options} --out {output:q} > {log:q} 2>&1"
 
@@ -37,7 +37,7 @@ rule report:
     conda:
         "../../environment.yml"
     params:
-        options=setup.options("--figures", setup.figures),
+        options=flow.as_it_is(setup.options("--figures", setup.figures)),
     shell:
         "python -m unlocked report {params.options} --out {output:q} > {log:q} 2>&1"
 
@@ -55,7 +55,7 @@ rule wandb_report:
     conda:
         "../../environment.yml"
     params:
-        options=setup.options("--figures", setup.figures),
+        options=flow.as_it_is(setup.options("--figures", setup.figures)),
         upload="--upload" if setup.wandb_upload else "",
     shell:
         "python -m unlocked report --wandb {params.upload} {params.options} 2>&1 | tee {log:q}"
@@ -74,7 +74,7 @@ rule snakemake_report:
         "../../environment.yml"
     params:
         snakefile=workflow.main_snakefile,
-        settings=[f"{key}={json.dumps(value)}" for key, value in config.items()],
+        settings=flow.as_it_is([f"{key}={json.dumps(value)}" for key, value in config.items()]),
     shell:
         "python -m snakemake all --snakefile {params.snakefile:q} --report {output:q} --nolock "
         "--report-stylesheet workflow/report/style.css --config {params.settings:q} > {log:q} 2>&1"

@@ -1,7 +1,5 @@
 """Training: one rule, one job per batch of runs."""
 
-flow.drop_stale_indexes(setup)
-
 
 onstart:
     flow.check_folders(setup)
@@ -13,15 +11,17 @@ onerror:
 
 
 rule train:
-    """Train a batch of runs in one process; runs whose record holds are not trained again."""
+    """Train runs in one process, those of a batch that are wanted and missing: the call has listed them."""
     input:
         lambda w: flow.data_files(setup, plan.batches[w.batch]),
+        lambda w: call.lists_of(plan.batches[w.batch]),
     output:
         str(setup.results / "{scale}" / "{paper}" / "batches" / "{batch}.txt"),
     log:
         str(setup.results / "{scale}" / "{paper}" / "logs" / "{batch}.log"),
     benchmark:
         str(setup.results / "{scale}" / "{paper}" / "benchmarks" / "{batch}.tsv")
+    priority: lambda w: flow.priority_of(call, plan.batches[w.batch])
     conda:
         "../../environment.yml"
     threads: lambda w: flow.resources_of(setup, plan.batches[w.batch]).threads
@@ -32,14 +32,13 @@ rule train:
     params:
         launcher="",
         own_threads=plan.runtime.get("threads", 1),
-        options=setup.options(),
-        runs=lambda w: plan.batches[w.batch].runs,
-        wanted=lambda w: plan.items_of(plan.batches[w.batch]),
-        code=lambda w: plan.batches[w.batch].code,
-        damaged=lambda w: setup.set_aside[w.batch],
+        results=lambda w: str(setup.results),
+        list=lambda w: str(call.list_of(plan.batches[w.batch])),
+    message:
+        "{call:{wildcards.batch}}"
     shell:
-        "OMP_NUM_THREADS={params.own_threads} {params.launcher} python -m unlocked train --runs {params.runs} --items {params.wanted} "
-        "{params.options} --index {output:q} > {log:q} 2>&1"
+        "OMP_NUM_THREADS={params.own_threads} {params.launcher} python -m unlocked train --list {params.list:q} "
+        "--results {params.results:q} --index {output:q} > {log:q} 2>&1"
 
 
 use rule train as train_processes with:

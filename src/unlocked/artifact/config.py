@@ -84,7 +84,7 @@ class ScaleHead(Settings):
         (), "of the runs that claims read; none: as `seeds`", least=0, most=2**63 - 1
     )
     pilot_seeds: tuple[int, ...] = setting((), "of the runs that choose learning rates", least=0, most=2**63 - 1)
-    runs_per_job: int = setting(1, "runs that one job trains in one process", least=1, most=1_000_000)
+    job_minutes: float = setting(30.0, "of work that one job does in one process, about", above=0, most=1e6)
 
 
 @dataclass(frozen=True)

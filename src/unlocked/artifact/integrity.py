@@ -11,7 +11,6 @@ import hashlib
 import itertools
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,21 +53,10 @@ def damage(folder: Path) -> str | None:
     return f"its {' and '.join(altered)} was altered" if altered else None
 
 
-def names_aside(path: Path) -> Iterator[Path]:
-    """`damaged-...`, and with numbers from 2 on, without end."""
-    return (path.with_name(f"damaged-{path.name}" + f".{k}" * (k > 1)) for k in itertools.count(1))
-
-
-def set_aside_as(folder: Path) -> list[Path]:
-    """Where damaged records of a run are kept; the last place is still free if there is one that is to be set aside."""
-    kept = list(itertools.takewhile(Path.exists, names_aside(folder)))
-    free = next(itertools.islice(names_aside(folder), len(kept), None))
-    return [*kept, free] if folder.exists() and damage(folder) is not None else kept
-
-
 def set_aside(path: Path, why: str) -> None:
     """Keep what is damaged beside its place as `damaged-...`, with one line."""
-    kept = next(place for place in names_aside(path) if not place.exists())
+    names = (f"damaged-{path.name}" + f".{k}" * (k > 1) for k in itertools.count(1))
+    kept = next(place for name in names if not (place := path.with_name(name)).exists())
     path.rename(kept)
     say(f"{path} is damaged ({why}) and was set aside as {kept.name}: the run goes on without it")
 

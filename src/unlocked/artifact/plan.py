@@ -6,6 +6,7 @@ Without torch, so that Snakemake can ask it at every start.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -153,17 +154,11 @@ class Item:
 
 @dataclass(frozen=True)
 class Batch:
-    """Runs that one job trains in one process."""
+    """Runs that one job trains in one process, as far as they are wanted and missing."""
 
     paper: str
     id: str
     runs: tuple[str, ...]
-    trainer: str
-
-    @property
-    def code(self) -> str:
-        """Fingerprint of the code that these runs depend on."""
-        return fingerprint.training(self.trainer)
 
 
 class Plan:
@@ -277,32 +272,25 @@ class Plan:
 
     @cached_property
     def batches(self) -> dict[str, Batch]:
-        """Jobs of about equal cost. No job mixes trainers, or runs that are wanted by different sets of items:
-        building one item of a paper trains what it needs and no more. The claims, which read a little of everything,
-        do not cut jobs into smaller ones.
+        """Jobs of about equal cost. No job mixes trainers, data sets or seeds: what an item waits for is in few jobs,
+        and in as many as there are seeds.
         """
         groups: dict[tuple[Any, ...], list[str]] = {}
         for name, run in self.runs.items():
-            readers = self.wanted_by[name]  # none: a run of the pilot alone
-            wanted = tuple(item.name for item in readers if item.paper != CLAIMS) or bool(readers)
-            groups.setdefault((run.paper, run.trainer, wanted), []).append(name)
+            data = run.data_set.name if run.data_set is not None else None
+            groups.setdefault((run.paper, run.trainer, data, run.seed), []).append(name)
         jobs: dict[str, Batch] = {}
-        for (paper, trainer, _), names in groups.items():
+        for (paper, *_), names in groups.items():
             costs = [self.runs[name].estimate().seconds for name in names]
-            for members in deal(names, self.scale.head.runs_per_job, costs):
+            for members in cut(names, costs, 60 * self.scale.head.job_minutes):
                 key = fingerprint.digest(*members)[:8]
-                jobs[key] = Batch(paper, key, tuple(members), trainer)
+                jobs[key] = Batch(paper, key, tuple(members))
         return jobs
 
-    def batches_of(self, item: Item) -> list[str]:
-        """Jobs that an item waits for."""
-        wanted = set(item.runs)
-        return [key for key, batch in self.batches.items() if not wanted.isdisjoint(batch.runs)]
-
-    def items_of(self, batch: Batch) -> list[str]:
-        """Items that wait for a job, the one with the fewest runs first."""
-        waiting = {item.name: len(item.runs) for name in batch.runs for item in self.wanted_by[name]}
-        return sorted(waiting, key=lambda name: waiting[name])
+    def batches_of(self, runs: Iterable[str]) -> list[Batch]:
+        """The jobs that have one of these runs."""
+        wanted = set(runs)
+        return [batch for batch in self.batches.values() if not wanted.isdisjoint(batch.runs)]
 
     def data_sets(self) -> list[str]:
         """Names of all data sets that runs read."""
@@ -341,11 +329,14 @@ def runtime_names(paper: str) -> set[str]:
     return {name.removeprefix("runtime.") for name in names if name.startswith("runtime.")}
 
 
-def deal(names: Sequence[str], most: int, costs: Sequence[float]) -> list[list[str]]:
-    """Cut `names` into groups of at most `most`, the expensive ones spread over the groups, order kept inside."""
-    count = -(-len(names) // most)
-    groups: list[list[int]] = [[] for _ in range(count)]
-    for index in sorted(range(len(names)), key=lambda k: (-costs[k], k)):
-        open_groups = [g for g in groups if len(g) < most]
-        min(open_groups, key=lambda g: sum(costs[k] for k in g)).append(index)
-    return [[names[k] for k in sorted(group)] for group in groups if group]
+def cut(names: Sequence[str], costs: Sequence[float], most: float) -> list[list[str]]:
+    """`names` in order, in parts of about equal cost: as many as it takes for none to be much above `most`."""
+    count = min(len(names), max(1, math.ceil(sum(costs) / most)))
+    share = sum(costs) / count
+    parts: list[list[str]] = [[] for _ in range(count)]
+    before = 0.0
+    for name, cost in zip(names, costs, strict=True):
+        place = int((before + cost / 2) / share) if share else 0  # of its middle
+        parts[min(place, count - 1)].append(name)
+        before += cost
+    return [part for part in parts if part]

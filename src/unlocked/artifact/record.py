@@ -26,8 +26,8 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from unlocked import fingerprint
 from unlocked.artifact import config, integrity
+from unlocked.artifact.folders import current as current
 from unlocked.artifact.folders import folder_of as folder_of
 from unlocked.console import say
 from unlocked.errors import DataError
@@ -167,19 +167,6 @@ def load_all(folder: str | Path) -> pd.DataFrame:
     records = list(readable(sorted(path.parent for path in Path(folder).rglob("summary.json"))))
     runs = frames(records).runs.rename_axis("run_id").reset_index()
     return runs.assign(folder=[str(one.folder) for one in records])
-
-
-def current(folder: Path, run: Run) -> bool:
-    """Whether a whole record of this run exists and still holds: same settings, same code unless told otherwise."""
-    if integrity.damage(folder) is not None:
-        return False
-    try:
-        summary = json.loads((folder / "summary.json").read_text())
-        same_code = summary["provenance"]["code"] == fingerprint.training(run.trainer)
-        complete = summary["config_hash"] == run.hash and summary["status"] in ("completed", "diverged")
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-    return complete and (same_code or run.runtime.reuse == "same_config")
 
 
 def set_damaged_aside(folder: Path) -> None:

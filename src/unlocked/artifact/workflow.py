@@ -12,17 +12,16 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from unlocked import fingerprint
-from unlocked.artifact import config, integrity, published
+from unlocked.artifact import config, published
+from unlocked.artifact.calls import Call
 from unlocked.artifact.captions import caption_of as caption_of
 from unlocked.artifact.captions import title_of
-from unlocked.artifact.folders import existing_part, folder_of
+from unlocked.artifact.folders import existing_part
 from unlocked.artifact.plan import CLAIMS, Batch, Item, Plan, runtime_names
 from unlocked.artifact.resources import Resources, of_job
 from unlocked.errors import DataError, SettingError, choose, storage_error
@@ -32,6 +31,7 @@ from unlocked.settings import Settings, build, dotted, setting
 
 STARTED = time.time()
 FULL_BYTES = 2**20  # free space below which a disk counts as full
+NO_BRACES = r"[^{}]+"  # of the folders in Snakemake's patterns, where they stand for wildcards
 TRUTH = {"true": True, "false": False}  # as command lines write it; Snakemake passes these on as text
 
 
@@ -41,8 +41,8 @@ class WorkflowSettings(Settings):
 
     scale: str = setting("quick", "a file of `configs/scales`: quick, reduced, gpu, paper")
     set: tuple[str, ...] = setting((), "changes to that file: 'seeds=[0] acid.training.optim.lr=0.05'")
-    results: str = setting("results", "folder of the run records")
-    figures: str = setting("paper_figures", "folder of the tables and figures")
+    results: str = setting("results", "folder of the run records, without braces", pattern=NO_BRACES)
+    figures: str = setting("paper_figures", "folder of the tables and figures, without braces", pattern=NO_BRACES)
     wandb_upload: bool = setting(False, "`wandb_report` uploads runs and reports, if a key is set")
 
 
@@ -73,27 +73,21 @@ class Setup:
         except (SettingError, DataError) as error:
             sys.exit(f"unlocked: {error}")
 
-    def options(self, *more: object) -> str:
-        """The settings as options of the `unlocked` command, and `more` words."""
-        runtime = [f"{key}={value}" for key, value in self.plan.runtime.items()]
+    def options(self, *more: object, runtime: bool = True) -> str:
+        """Options of the `unlocked` command: the settings, with `runtime` how runs are executed, and `more` words."""
+        values = [f"{key}={value}" for key, value in self.plan.runtime.items() if runtime]
         words = ["--scale", self.plan.scale.name, "--results", self.results]
         words += ["--set", *self.plan.overrides] if self.plan.overrides else []
-        words += ["--runtime", *runtime] if runtime else []
+        words += ["--runtime", *values] if values else []
         return shlex.join(map(str, [*words, *more]))
 
     def runs(self, batch: Batch) -> list[Run]:
         return [self.plan.runs[name] for name in batch.runs]
 
-    @cached_property
-    def set_aside(self) -> dict[str, list[str]]:
-        """By job, the names under which damaged records of its runs are kept, or will be when it runs.
-
-        One more name is a change that makes Snakemake run the job, though its figures are there; then it is none.
-        """
-        folders = {key: [folder_of(self.results, run) for run in self.runs(b)] for key, b in self.plan.batches.items()}
-        return {
-            key: [place.name for one in own for place in integrity.set_aside_as(one)] for key, own in folders.items()
-        }
+    def call(self, workflow: Any) -> Call:
+        """What Snakemake was called for, from its `workflow`."""
+        targets = (lambda: workflow.dag_settings.targets) if workflow.is_main_process else None
+        return Call(self.plan, self.results, self.figures, targets)
 
 
 def enter_environment(snakemake_python: str) -> None:
@@ -115,36 +109,25 @@ def files_of_items(setup: Setup, group: str | None = None) -> list[str]:
     return [file for item in items for file in files_of(setup, item).values()]
 
 
-def index_of(setup: Setup, batch: Batch) -> Path:
-    """The file that a training job writes when all its records are there."""
-    return setup.results / setup.plan.scale.name / batch.paper / "batches" / f"{batch.id}.txt"
+def as_it_is(value: Any) -> Callable[[Any], Any]:
+    """A parameter of a rule whose braces are no wildcards."""
+    return lambda wildcards: value
 
 
-def indexes_of(setup: Setup, item: Item) -> list[str]:
-    """Training jobs that an item waits for, by their index files."""
-    return [str(index_of(setup, setup.plan.batches[key])) for key in setup.plan.batches_of(item)]
+def waits_for(call: Call, item: Item) -> Callable[[Any], list[str]]:
+    """The input of an item's rule."""
+    return lambda wildcards: call.indexes_of(item.runs)
 
 
-def indexes_of_pilot(setup: Setup) -> list[str]:
-    """Training jobs of the runs that choose learning rates."""
-    wanted = {name for cells in setup.plan.pilot.values() for runs in cells.values() for name in runs}
-    jobs = (batch for batch in setup.plan.batches.values() if not wanted.isdisjoint(batch.runs))
-    return [str(index_of(setup, batch)) for batch in jobs]
+def priority_of(call: Call, batch: Batch) -> int:
+    """The longest job begins first."""
+    return round(sum(run.estimate().seconds for run in call.runs_of(batch)))
 
 
 def data_files(setup: Setup, batch: Batch) -> list[str]:
     """Descriptions of the data sets that a job reads."""
     data = {run.data_set.name for run in setup.runs(batch) if run.data_set is not None}
     return [str(setup.results / "data" / f"{name}.json") for name in sorted(data)]
-
-
-def drop_stale_indexes(setup: Setup) -> None:
-    """Remove the index of every job one of whose records is gone, so that the job runs again."""
-    for batch in setup.plan.batches.values():
-        index = index_of(setup, batch)
-        if index.is_file() and not all(folder_of(setup.results, run).exists() for run in setup.runs(batch)):
-            with suppress(OSError):  # a folder that cannot be written: `check_folders` says so
-                index.unlink()
 
 
 def resources_of(setup: Setup, batch: Batch, attempt: int = 1) -> Resources:

@@ -1,19 +1,20 @@
 """What every table and figure took, from the benchmark files that Snakemake leaves with each job of a finished scale.
 
-A training job serves all items that need one of its runs. So an item has two costs: all jobs that it waits for, which
-is what building it alone takes, and its share, every job split evenly over the items that wait for it, which adds up to
-the whole.
+A training job holds runs of many items. What it took is split over its runs as the plan's estimates are. So an item has
+two costs: its runs, which is what building it alone takes, and its share of them, every run split evenly over the items
+that read it, which adds up to the whole.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from unlocked.artifact import resources
-from unlocked.artifact.plan import Plan
+from unlocked.artifact.plan import Batch, Plan
 from unlocked.errors import DataError
 from unlocked.items.table import NONE
 from unlocked.report.sources import Sources
@@ -30,12 +31,13 @@ FORMATS = dict.fromkeys(HEADER, "{:.1f}") | {"memory_mb": "{:.0f}"}
 def table(plan: Plan, results: Path) -> pd.DataFrame:
     """One row per item, the last one the total, where every job counts once; `DataError` where one has not run."""
     folder = results / plan.scale.name
-    jobs = {key: benchmark(folder / batch.paper, key) for key, batch in plan.batches.items()}
-    shares = {key: jobs[key] / len(plan.items_of(batch)) for key, batch in plan.batches.items()}
+    wanted = [batch for batch in plan.batches.values() if any(map(plan.wanted_by.get, batch.runs))]
+    runs = {name: cost for batch in wanted for name, cost in split(batch, plan, folder)}
+    shares = {name: cost / len(plan.wanted_by[name]) for name, cost in runs.items() if plan.wanted_by[name]}
     rows: dict[str, dict[str, Any]] = {}
     for name, item in plan.items.items():
-        drawing, batches = benchmark(folder / item.paper, item.id), plan.batches_of(item)
-        whole, share = (pd.DataFrame([drawing, *map(of.get, batches)]) for of in (jobs, shares))
+        drawing = benchmark(folder / item.paper, item.id)
+        whole, share = (pd.DataFrame([drawing, *map(of.get, item.runs)]) for of in (runs, shares))
         asked = resources.of_job([plan.runs[run] for run in item.runs])
         rows[name] = {
             "alone_minutes": whole["s"].sum() / 60,
@@ -62,6 +64,16 @@ def of_runs(sources: Sources) -> pd.DataFrame:
     spent = runs["wall_seconds"].sum() / 60
     costs.loc["everything"] = (spent, spent, costs["memory_mb"].max())
     return costs.rename_axis("item")
+
+
+def split(batch: Batch, plan: Plan, folder: Path) -> Iterator[tuple[str, pd.Series]]:
+    """What every run of a job took."""
+    took, costs = benchmark(folder / batch.paper, batch.id), [plan.runs[name].estimate().seconds for name in batch.runs]
+    whole = sum(costs) or 1.0
+    for name, cost in zip(batch.runs, costs, strict=True):
+        part = took * cost / whole
+        part["max_rss"] = took["max_rss"]
+        yield name, part
 
 
 def benchmark(folder: Path, job: str) -> pd.Series:
