@@ -4,6 +4,11 @@
 onstart:
     flow.check_folders(setup)
     flow.tell_unsettled(setup)
+    flow.Progress(call, workflow.nodes or workflow.cores).start()
+
+
+onsuccess:
+    flow.say(flow.what_to_open(call))
 
 
 onerror:

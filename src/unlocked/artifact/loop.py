@@ -15,7 +15,9 @@ import torch
 
 from unlocked.artifact import integrity, record
 from unlocked.artifact.tracking import Interrupted, Recorder
+from unlocked.console import say
 from unlocked.papers.base import Training
+from unlocked.units import human_time
 
 if TYPE_CHECKING:
     from unlocked.vision.data import Dataset
@@ -92,6 +94,8 @@ class Checkpoint:
         self.training.restore(state["training"])
         recorder.rows, recorder.resumed = state["rows"], state["resumed"] + 1
         recorder.started -= state["seconds"]
+        where = f"after {human_time(recorder.seconds)} of training, in part {span + 1} of {self.training.spans}"
+        say(f"{recorder.folder.name} goes on from its checkpoint, {where}")
         return span, done
 
     def look(self, span: int, done: int) -> None:

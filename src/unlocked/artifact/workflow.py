@@ -23,7 +23,10 @@ from unlocked.artifact.captions import caption_of as caption_of
 from unlocked.artifact.captions import title_of
 from unlocked.artifact.folders import existing_part
 from unlocked.artifact.plan import CLAIMS, Batch, Item, Plan, runtime_names
+from unlocked.artifact.progress import Progress as Progress
+from unlocked.artifact.progress import what_to_open as what_to_open
 from unlocked.artifact.resources import Resources, of_job
+from unlocked.console import say as say
 from unlocked.errors import DataError, SettingError, choose, storage_error
 from unlocked.papers import PAPERS
 from unlocked.papers.run import Run
