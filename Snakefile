@@ -20,6 +20,7 @@ report: "workflow/report/workflow.rst"
 
 
 flow.enter_environment(sys.executable)
+flow.refuse_unknown_targets(sys.argv)
 setup = flow.Setup.read_or_exit(config)
 plan, call = setup.plan, setup.call(workflow)
 table_of_runs = str(setup.figures / plan.scale.name / "runs.csv")

@@ -1,10 +1,15 @@
 """Set-up and run in one command, with nothing but Python 3.11+ and git:
 
-    python3 reproduce.py            makes .venv from requirements.lock, then builds every table and figure
-    python3 reproduce.py test       the same environment, then runs the tests
+    python3 reproduce.py                   makes .venv from requirements.lock, then builds every table and figure
+    python3 reproduce.py acid_figure_5     one of them; or those of a paper: acid, forward_gradient; or the claims
+    python3 reproduce.py report            all of them on one page, results/quick/report.html
+    python3 reproduce.py -n                what would be done
+    python3 reproduce.py --config scale=reduced device=cuda     settings, see docs/settings.md
+    python3 reproduce.py test              the same environment, then the tests
 
-More arguments go to Snakemake (`python3 reproduce.py acid_figure_5 --config scale=reduced`) or to pytest. The
-environment is made once, and again when requirements.lock or pyproject.toml changes.
+More arguments go to Snakemake (its own are listed by `.venv/bin/snakemake --help`) or to pytest. All cores are used
+unless `--cores N` says otherwise. The environment is made once, and again when requirements.lock or pyproject.toml
+changes.
 """
 
 import hashlib
@@ -38,10 +43,14 @@ def pip(*arguments):
         fail(f"'pip install {' '.join(arguments)}' failed, see above")
 
 
+def require_python():
+    """This file is the one that older Pythons get to see."""
+    if sys.version_info < (3, 11):  # noqa: UP036 - see above
+        fail("needs Python 3.11 or newer, this is {}".format(sys.version.split()[0]))  # noqa: UP032 - see above
+
+
 def make_environment():
     """Create .venv unless it is there and current."""
-    if sys.version_info < (3, 11):  # noqa: UP036 - this file is the one that older Pythons get to see
-        fail("needs Python 3.11 or newer, this is {}".format(sys.version.split()[0]))  # noqa: UP032 - see above
     if STAMP.is_file() and STAMP.read_text() == wanted() and PYTHON.exists():
         return
     print("making .venv from requirements.lock (a few minutes, about 6 GB on Linux)", flush=True)
@@ -62,8 +71,23 @@ def command(arguments):
     return [str(PYTHON), "-m", "snakemake", *cores, *arguments]
 
 
+def answer(arguments):
+    """What can be said before there is an environment: the help, and that there is no such target."""
+    sys.path.insert(0, str(ROOT / "src"))
+    from unlocked.artifact import targets
+
+    if {"-h", "--help"} & set(arguments):
+        print(f"{__doc__}\nWhat can be built: all, {', '.join(name for name in targets.known(ROOT) if name != 'all')}.")
+        sys.exit()
+    if line := targets.unknown(arguments, ROOT):
+        fail(line)
+
+
 def main():
     """Make the environment, then become the command."""
+    require_python()
+    if sys.argv[1:2] != ["test"]:
+        answer(sys.argv[1:])
     make_environment()
     os.chdir(ROOT)
     # commands of the environment (snakemake, wandb, unlocked) are found first

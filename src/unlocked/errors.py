@@ -34,6 +34,7 @@ class StorageError(RuntimeError):
 
 # What a write meets on a full disk, beyond a quota or a limit, on a read-only file system, and without permission.
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+IMPOSSIBLE = (errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP)  # something is in the way
 FORBIDDEN = (errno.EROFS, errno.EACCES, errno.EPERM)
 TORCH_WRITER = "inline_container.cc"  # torch.save reports a failed write as a RuntimeError that names this file
 
@@ -52,6 +53,9 @@ def storage_error(error: BaseException, folder: Path) -> StorageError | None:
         return StorageError(f"{where}: {os.strerror(number)}; free some space and run again, what was recorded is kept")
     if number in FORBIDDEN:
         return StorageError(f"{where}: {os.strerror(number)}; make it writable, or choose another folder")
+    if number in IMPOSSIBLE:
+        exact = getattr(error, "filename", None) or folder
+        return StorageError(f"{exact}: {os.strerror(number)}; remove what is there, or choose another folder")
     return None
 
 

@@ -21,8 +21,9 @@ from typing import Any
 import pytest
 
 from comparison import assert_same_items, assert_same_records
-from unlocked import seeding
+from unlocked import cli, seeding
 from unlocked.artifact import config, mirror, record, train
+from unlocked.artifact.workflow import Setup
 from unlocked.errors import StorageError, storage_error
 from unlocked.papers.run import Run
 
@@ -313,3 +314,49 @@ def test_a_tracker_that_cannot_be_reached_costs_one_line(
         one = record.load(record.folder_of(results, run))
         assert one.summary["status"] == "completed"
         assert list(one.folder.glob("wandb/offline-run-*"))
+
+
+# impossible folders
+
+
+def obstacle(kind: str, folder: Path) -> tuple[Path, str]:
+    """A folder that cannot be, and what is said of it."""
+    place = folder / "obstacle"
+    if kind == "file":
+        place.write_text("")
+        return place / "results", f"{place} is a file"
+    if kind == "link":
+        place.symlink_to(folder / "nowhere")
+        return place / "results", f"{place} is a link to {folder / 'nowhere'}, which is not there"
+    return folder / ("x" * 300), "too long"
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "name"])
+@pytest.mark.parametrize("which", ["results", "figures"])
+def test_a_folder_that_cannot_be_is_one_line(kind: str, which: str, tmp_path: Path) -> None:
+    """Of the workflow: before anything starts, and also where nothing is to be done."""
+    place, said = obstacle(kind, tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        Setup.read_or_exit({which: str(place)})
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+    Setup.read_or_exit({which: str(tmp_path / "new" / "folder")})
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "name"])
+def test_a_training_into_a_folder_that_cannot_be_is_one_line(
+    kind: str, long_run: Run, config_file: Callable, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, _ = obstacle(kind, tmp_path)
+    assert cli.main(["train", str(config_file(long_run)), "--results", str(place)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(tmp_path) in line
+    assert "choose another folder" in line
+
+
+def test_a_folder_in_the_place_of_a_checkpoint_is_named(long_run: Run, results: Path) -> None:
+    """And not taken for a full disk."""
+    folder = record.partial(record.folder_of(results, long_run)) / "checkpoint.new"
+    folder.mkdir(parents=True)
+    with pytest.raises(StorageError, match=f"{folder}: Is a directory"):
+        train.train([long_run], results)

@@ -113,6 +113,7 @@ class Checkpoint:
 def save(state: dict[str, Any], folder: Path) -> None:
     """Write a checkpoint whole, on disk before it takes the place of older ones."""
     new, older = folder / "checkpoint.new", list(folder.glob("checkpoint-*.pt"))
+    new.open("wb").close()  # what is in the way is named; torch would report any failure in the same words
     torch.save(state, new)
     integrity.flush(new)
     whole = new.replace(folder / name_of(new))

@@ -11,23 +11,23 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from unlocked import fingerprint
-from unlocked.artifact import config, published
+from unlocked.artifact import config, published, targets
 from unlocked.artifact.calls import Call
 from unlocked.artifact.captions import caption_of as caption_of
 from unlocked.artifact.captions import title_of
-from unlocked.artifact.folders import existing_part
+from unlocked.artifact.folders import existing_part, refuse_impossible
 from unlocked.artifact.plan import CLAIMS, Batch, Item, Plan, runtime_names
 from unlocked.artifact.progress import Progress as Progress
 from unlocked.artifact.progress import what_to_open as what_to_open
 from unlocked.artifact.resources import Resources, of_job
 from unlocked.console import say as say
-from unlocked.errors import DataError, SettingError, choose, storage_error
+from unlocked.errors import DataError, SettingError, StorageError, choose, storage_error
 from unlocked.papers import PAPERS
 from unlocked.papers.run import Run
 from unlocked.settings import Settings, build, dotted, setting
@@ -72,8 +72,11 @@ class Setup:
             own = build(WorkflowSettings, given)
             for paper in PAPERS:
                 published.of_paper(paper)
-            return cls(Plan(own.scale, own.set, runtime), Path(own.results), Path(own.figures), own.wandb_upload)
-        except (SettingError, DataError) as error:
+            results, figures = Path(own.results), Path(own.figures)
+            for folder in (results, figures):
+                refuse_impossible(folder)
+            return cls(Plan(own.scale, own.set, runtime), results, figures, own.wandb_upload)
+        except (SettingError, DataError, StorageError) as error:
             sys.exit(f"unlocked: {error}")
 
     def options(self, *more: object, runtime: bool = True) -> str:
@@ -89,8 +92,15 @@ class Setup:
 
     def call(self, workflow: Any) -> Call:
         """What Snakemake was called for, from its `workflow`."""
-        targets = (lambda: workflow.dag_settings.targets) if workflow.is_main_process else None
-        return Call(self.plan, self.results, self.figures, targets)
+        asked = (lambda: workflow.dag_settings.targets) if workflow.is_main_process else None
+        return Call(self.plan, self.results, self.figures, asked)
+
+
+def refuse_unknown_targets(arguments: Sequence[str]) -> None:
+    """End Snakemake with one line, if its command line names a target that there is not."""
+    program, *words = arguments
+    if "snakemake" in program and (line := targets.unknown(words, config.ROOT)):
+        sys.exit(f"unlocked: {line}")
 
 
 def enter_environment(snakemake_python: str) -> None:
