@@ -89,17 +89,17 @@ def test_only_what_is_wanted_is_read() -> None:
 
 @pytest.mark.parametrize("minutes", [0.3, 2, 1000])
 def test_batches_cover_all_runs_once(minutes: float) -> None:
-    """No run is forgotten or trained twice; no job mixes trainers, data sets or seeds, or is much longer than asked."""
+    """No run is forgotten or trained twice; no job mixes trainers or data sets, or is much longer than asked."""
     made = Plan("quick", [f"job_minutes={minutes}"])
     assert sorted(chain(*(batch.runs for batch in made.batches.values()))) == sorted(made.runs)
     for key, batch in made.batches.items():
         runs = [made.runs[name] for name in batch.runs]
         assert key == batch.id
         assert {run.paper for run in runs} == {batch.paper}
-        assert len({(run.trainer, run.seed, run.data_set and run.data_set.name) for run in runs}) == 1
+        assert len({(run.trainer, run.data_set and run.data_set.name) for run in runs}) == 1
         costs = [run.estimate().seconds for run in runs]
         assert sum(costs) <= 60 * minutes + max(costs)
-    kinds = {(run.trainer, run.seed, run.data_set and run.data_set.name) for run in made.runs.values()}
+    kinds = {(run.trainer, run.data_set and run.data_set.name) for run in made.runs.values()}
     assert len(made.batches) >= len(kinds)
     assert len(made.batches) == len(kinds) or minutes < 1000
 
