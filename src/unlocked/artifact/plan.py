@@ -272,13 +272,13 @@ class Plan:
 
     @cached_property
     def batches(self) -> dict[str, Batch]:
-        """Jobs of about equal cost. No job mixes trainers or data sets. By seed: what an item waits for is in few jobs,
-        and its seeds in different ones, if there are enough.
+        """Jobs of about equal cost. No job mixes trainers, data sets, or runs of the pilot alone with others. By seed:
+        what an item waits for is in few jobs, and its seeds in different ones, if there are enough.
         """
         groups: dict[tuple[Any, ...], list[str]] = {}
         for name, run in sorted(self.runs.items(), key=lambda named: named[1].seed):
             data = run.data_set.name if run.data_set is not None else None
-            groups.setdefault((run.paper, run.trainer, data), []).append(name)
+            groups.setdefault((run.paper, run.trainer, data, bool(self.wanted_by[name])), []).append(name)
         jobs: dict[str, Batch] = {}
         for (paper, *_), names in groups.items():
             costs = [self.runs[name].estimate().seconds for name in names]
