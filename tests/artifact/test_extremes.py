@@ -181,7 +181,7 @@ def test_any_settings_are_a_run_with_its_cost_or_one_line(asked: dict[str, Any])
 
 
 OVERRIDES = [f"acid.training.{name}" for kind in PAPERS["acid"].kinds[:3] for name in sorted(dotted(kind))]
-OVERRIDES += [f"acid.{name}" for name in sorted(dotted(PAPERS["acid"].scale))] + ["seeds", "runs_per_job", "about"]
+OVERRIDES += [f"acid.{name}" for name in sorted(dotted(PAPERS["acid"].scale))] + ["seeds", "job_minutes", "about"]
 
 
 @settings(max_examples=5)
