@@ -8,7 +8,7 @@ that the scale's pilot chose for the method.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -69,8 +69,29 @@ def container(values: Any) -> dict[str, Any]:
 
 
 def resolved(entries: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
-    """Entries whose references `${scale.…}` are replaced by the scale's values."""
-    return container(OmegaConf.create({"entries": dict(entries), "scale": scale.plain()}))["entries"]
+    """Entries whose references `${scale.…}` are replaced by the scale's values: what has none costs nothing."""
+    texts = dict.fromkeys(text for text in leaves(entries) if isinstance(text, str) and "${" in text)
+    numbered = {str(number): text for number, text in enumerate(texts)}
+    values = container(OmegaConf.create({"entries": numbered, "scale": scale.plain()}))["entries"]
+    return replaced(dict(entries), dict(zip(texts, values.values(), strict=True)))
+
+
+def leaves(value: Any) -> Iterator[Any]:
+    """The values in nested mappings and lists."""
+    if isinstance(value, (Mapping, list)):
+        for entry in value.values() if isinstance(value, Mapping) else value:
+            yield from leaves(entry)
+    else:
+        yield value
+
+
+def replaced(value: Any, values: Mapping[str, Any]) -> Any:
+    """Nested mappings and lists with some texts replaced."""
+    if isinstance(value, Mapping):
+        return {str(key): replaced(entry, values) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [replaced(entry, values) for entry in value]
+    return values.get(value, value) if isinstance(value, str) else value
 
 
 @dataclass(frozen=True)
