@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -153,3 +155,22 @@ def test_an_ended_training_is_continued(
     assert continued.summary["provenance"]["resumed"] == 1
     assert_same_record(continued, record.load(record.folder_of(tmp_path / "whole", run)))
     assert [p.name for p in folder.parent.iterdir() if p.name != "locks"] == [folder.name]
+
+
+START = """
+import sys, torch
+from unlocked import cli
+assert cli.main(sys.argv[1:]) == 0
+assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
+heavy = {"torch._inductor", "torch._dynamo", "wandb", "seaborn", "matplotlib", "snakemake"}
+assert not heavy & set(sys.modules), heavy & set(sys.modules)
+"""
+
+
+def test_a_training_imports_nothing_that_it_does_not_need(
+    tiny_run: MakeRun, config_file: Callable, results: Path
+) -> None:
+    """No compiler, no tracker, no drawing: a job begins to train soon. Kernels are deterministic all the same."""
+    line = [sys.executable, "-c", START, "train", str(config_file(tiny_run())), "--results", str(results)]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

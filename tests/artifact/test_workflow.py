@@ -31,6 +31,7 @@ TINY_CLAIMS = TINY + (
     " forward_gradient.training.optim.epochs=1 forward_gradient.training.evaluation.points=2"
     " forward_gradient.training.evaluation.recalibration_batches=1 forward_gradient.training.measure.batch_size=16"
 )
+USUAL = ("wandb=disabled", "wandb_project=a{b}")  # braces mean nothing to Snakemake here
 TOP = "from __future__ import annotations"
 TARGETS = ("acid_figure_1", "acid_figure_3", "acid_table_4")
 Done = subprocess.CompletedProcess[str]
@@ -48,7 +49,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(*words: str, changes: str = TINY, settings: tuple[str, ...] = ("wandb=disabled",)) -> list[str]:
+def command(*words: str, changes: str = TINY, settings: tuple[str, ...] = USUAL) -> list[str]:
     """A call of Snakemake with tiny settings."""
     return [sys.executable, "-m", "snakemake", "--cores", "2", *words, "--config", f"set={changes}", *settings]
 
