@@ -49,17 +49,19 @@ def compared(frames: Frames) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]
     return {label: case for label, case in shown.items() if len(frames.select(**case[0]).runs)}
 
 
-REGIME = ["model.name", "model.width", "workers", "data.partition"]
+REGIME = ["model.name", "model.width", "workers", "data.partition", "optim.clip"]
 
 
 def by_regime(frames: Frames) -> dict[str, Frames]:
     """The runs of each network, number of workers and partition, by what these are called."""
     found = {}
-    for name, width, workers, partition in frames.runs[REGIME].drop_duplicates().itertuples(index=False):
+    for name, width, workers, partition, clip in frames.runs[REGIME].drop_duplicates().itertuples(index=False):
         narrow = f" × {fraction(width)}" if width != 1 else ""
         data = f", {PARTITION_NAMES[partition]}" if partition != "iid" else ""
+        clipped = "" if pd.isna(clip) else ", clipped"
         values = {"model__name": name, "model__width": width, "workers": workers, "data__partition": partition}
-        found[f"{NETWORKS[name].title}{narrow}, n = {workers}{data}"] = frames.select(**values)
+        chosen = frames.select(**values, optim__clip=None if pd.isna(clip) else clip)
+        found[f"{NETWORKS[name].title}{narrow}{clipped}, n = {workers}{data}"] = chosen
     return found
 
 
