@@ -36,6 +36,15 @@ def train(folder: Path, workers: int, last: int = 0, **options: Any) -> list[Any
     return run(folder, workers, partial(gossiping.train, **options), last=last)
 
 
+def fits(graph: str, workers: int) -> bool:
+    """Whether there is such a graph."""
+    try:
+        topology.check(graph, workers)
+    except SettingError:
+        return False
+    return True
+
+
 def pairs(results: list[Any]) -> Counter[tuple[int, int]]:
     """Averagings of each pair, as its lower rank counted them."""
     counts = ((i, result["statistics"]["peers"]) for i, result in enumerate(results) if isinstance(result, dict))
@@ -70,6 +79,16 @@ def test_all_end_with_one_mean(tmp_path: Path, workers: int, options: dict[str, 
     edges = topology.build({"ring": "path"}.get(options["graph"], options["graph"]), workers).edges
     assert set(pairs(results)) <= {tuple(sorted(edge)) for edge in edges}
     assert pairs(results).total() > 5 * workers
+
+
+@pytest.mark.parametrize("workers", [3, 4])
+def test_every_graph(tmp_path: Path, workers: int) -> None:
+    """One short run after the other, from one process group."""
+    graphs = [graph for graph in topology.GRAPHS if fits(graph, workers)]
+    results = run(tmp_path, workers, partial(gossiping.every, graphs=graphs))
+    for done in results:
+        assert [(count, failed, alive) for count, failed, alive, _ in done] == [(workers, {}, False)] * len(graphs)
+        assert [mean for *_, mean in done] == [mean for *_, mean in results[0]]
 
 
 def test_pairs_meet_at_the_graphs_rates(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from unlocked.gossip.distributed import rendezvous, server
 from unlocked.gossip.distributed.averaging import Averaging
 from unlocked.gossip.distributed.links import LOG
 from unlocked.gossip.distributed.vectors import Vectors
-from unlocked.gossip.distributed.wire import GONE, shared_key
+from unlocked.gossip.distributed.wire import GONE, KEY, shared_key
 from unlocked.gossip.momentum import Constants, descend_
 
 INTERFACE = "GLOO_SOCKET_IFNAME"  # torch.distributed's variable
@@ -167,14 +167,18 @@ class AsyncGossip:
             port = server.start(len(self._graph), here, shared_key(key))
         (first, key, port), *_ = self._gathered((here, key, port))
         key = shared_key(key)
-        self._channel = rendezvous.connect(first, port, key, self.rank)
+        try:
+            self._channel = rendezvous.connect(first, port, key, self.rank)
+        except GONE as error:
+            raise SettingError(KEY, None, f"must be the same on all ranks: no way to the service ({error})") from None
         self._averaging = Averaging(
             self._vectors, self._graph, self.rank, rate=rate, seed=seed, key=key, timeout=self.timeout
         )
         self._averaging.watch(self._channel, self._hear)
         places = dict(enumerate(self._gathered((here, self._averaging.connect(here)))))
         self._averaging.meet(places)
-        self._averaging.linked({*places})
+        if not self._averaging.linked({*places}):
+            LOG.warning("rank %d starts without some of its neighbours: they did not come in time", self.rank)
         self._averaging.begin()
         dist.barrier(self._group)
 

@@ -173,9 +173,17 @@ class Averaging(Links):
         link = self._links[self._partner]
         now = time.monotonic()
         self._waiting = Asked(link, self._memory.pair(self._pair), now, now + self.timeout / 4, now + self.timeout)
-        if link.theirs is not None:
-            self.vectors.offer(self._waiting.pair[0], fresh)
-        self._say(link, ASK, self._pair)
+        if self.vectors.x.is_cuda:  # copied beside the gradients, on the gossip's own stream
+            self.call(lambda: self._ask(link))
+        else:
+            self._ask(link, fresh)
+
+    def _ask(self, link: Link, fresh: bool = False) -> None:
+        with self.changed:
+            if self._waiting is not None and self._waiting.link is link:
+                if link.theirs is not None:
+                    self.vectors.offer(self._waiting.pair[0], fresh)
+                self._say(link, ASK, self._pair)
 
     def _answer_all(self) -> None:
         while self._put_off and self._waiting is None and not self._answering:

@@ -55,6 +55,7 @@ class Links:
     def connect(self, address: str) -> int:
         """Begin to listen for neighbours at an address; returns the port."""
         listener = socket.create_server((address, 0), backlog=len(self._peers))
+        listener.setblocking(False)  # who knocks may be gone when the door is opened
         self._listener.append(listener)
         self.watch(listener, lambda: self._accept(listener))
         self._thread.start()
@@ -73,8 +74,9 @@ class Links:
         self._poll.register(sock, select.POLLIN)
 
     def _accept(self, listener: socket.socket) -> None:
-        accepted, _ = listener.accept()
-        threading.Thread(target=self._welcome, args=[accepted, True], daemon=True).start()
+        with contextlib.suppress(OSError):
+            accepted, _ = listener.accept()
+            threading.Thread(target=self._welcome, args=[accepted, True], daemon=True).start()
 
     def _welcome(self, sock: socket.socket, server: bool) -> None:
         """Tell each other who and where one is; strangers are turned away."""

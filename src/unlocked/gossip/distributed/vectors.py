@@ -88,7 +88,9 @@ class Vectors:
             if self.dynamics == "exact":
                 self._mix()
             into.copy_(self.x)
-            self.average(into, received)
+            if self.dynamics != "exact":
+                self._mix()
+            self._move(into, received)
 
     def average(self, sent: Tensor, received: Tensor) -> None:
         """Average with a vector that was received for one that was sent.
@@ -99,9 +101,12 @@ class Vectors:
         """
         with self.locked():
             self._mix()
-            own = sent.to(self.x.device) if self.dynamics == "exact" else self.x
-            average_(self.x, self.x_tilde, own - received.to(self.x.device), self.constants)
-            self.averagings += 1
+            self._move(sent, received)
+
+    def _move(self, sent: Tensor, received: Tensor) -> None:
+        own = sent.to(self.x.device) if self.dynamics == "exact" else self.x
+        average_(self.x, self.x_tilde, own - received.to(self.x.device), self.constants)
+        self.averagings += 1
 
     def copies(self) -> tuple[Tensor, Tensor, Tensor, float]:
         """Copies on the CPU of x, x_tilde and m as of the last event, and `age`; without momentum x_tilde is x."""

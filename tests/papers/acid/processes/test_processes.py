@@ -35,11 +35,11 @@ WAYS = list(itertools.product((1.0, 0.5, 2.0), ("acid", "baseline"), ("mlp", "co
 NAMES = ("workers", "graph", "rate", "method", "model.name")
 RUNS = [
     dict(zip(NAMES, (*place, *way), strict=True))
-    for place, way in itertools.islice(zip(itertools.cycle(PLACES), itertools.cycle(WAYS), strict=False), 50)
+    for place, way in itertools.islice(zip(itertools.cycle(PLACES), itertools.cycle(WAYS), strict=False), 30)
 ]
 
 
-def test_fifty_runs_in_a_row(short: Short, started: Started) -> None:
+def test_thirty_runs_in_a_row(short: Short, started: Started) -> None:
     """2, 4 and 8 workers, every graph that fits, both methods, both networks, rates below, at and above 1: none hangs
     or loses a step.
     """
