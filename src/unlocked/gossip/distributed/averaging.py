@@ -145,11 +145,6 @@ class Averaging(Links):
             self.frozen = False
             self._next()
 
-    def part(self, peer: int) -> None:
-        """The peer is not there any more."""
-        if peer in self._links:
-            self.call(lambda: self._part(self._links.get(peer)))
-
     def close(self) -> None:
         """End, after what is under way; the others see that this worker is gone."""
         self.hold()
@@ -224,11 +219,12 @@ class Averaging(Links):
             if now > waiting.deadline:
                 self._part(waiting.link, f"no answer within {self.timeout:g} s")
 
-    def _part(self, link: Link | None, reason: str = "") -> None:
+    def _part(self, link: Link, reason: str = "") -> None:
         """Go on without a peer; `reason`: why, if it is not gone."""
         with self.changed:
-            if link is None or self._links.pop(link.peer, None) is not link:
+            if self._links.get(link.peer) is not link:
                 return
+            del self._links[link.peer]
             self._choose()
             self.forget(link.sock)
             if reason:
