@@ -21,6 +21,7 @@ PROMISED = {
     | {"forward_mode_memory_block0"},
     "processes": {
         *(f"gossip_on_off_{network}_2" for network in ("mlp", "conv")),
+        *("gossip_on_off_waiting_4", "core_milliseconds_per_averaging", "core_milliseconds_floor"),
         *("async_vs_ddp_straggler", "averaging_vs_raw", "idle_cpu"),
     },
 }
