@@ -182,24 +182,35 @@ def read_until(stream: object, word: str) -> None:
     assert any(word in line for line in stream), word  # type: ignore[attr-defined]
 
 
-def test_a_second_process_waits_and_trains_nothing(call: Callable, long_run: Run, results: Path) -> None:
+@pytest.fixture
+def first(call: Callable) -> subprocess.Popen:
+    """A process that trains, held so that it still does when others have started, however slow the machine is."""
+    process = call()
+    read_until(process.stdout, "test_loss")
+    process.send_signal(signal.SIGSTOP)
+    return process
+
+
+def test_a_second_process_waits_and_trains_nothing(
+    call: Callable, first: subprocess.Popen, long_run: Run, results: Path
+) -> None:
     """It says in one line that it waits, and finds the record."""
-    first = call()
-    read_until(first.stdout, "test_loss")
     second = call()
+    said = second.stderr.readline()
+    first.send_signal(signal.SIGCONT)
     output, errors = second.communicate(timeout=120)
     assert second.returncode == 0
     assert "0 of 1 runs trained, 1 already there" in output
-    assert len(lines_of(errors, long_run.id, f"process {first.pid}", "waiting")) == 1
-    assert len(errors.splitlines()) == 1
+    assert len(lines_of(said, long_run.id, f"process {first.pid}", "waiting")) == 1
+    assert not errors
     assert first.wait(timeout=60) == 0
     assert record.load(record.folder_of(results, long_run)).summary["provenance"]["resumed"] == 0
 
 
-def test_a_waiting_process_takes_over_from_a_dead_one(call: Callable, long_run: Run, results: Path) -> None:
+def test_a_waiting_process_takes_over_from_a_dead_one(
+    call: Callable, first: subprocess.Popen, long_run: Run, results: Path
+) -> None:
     """Killed while another waits: that one continues from the checkpoint."""
-    first = call()
-    read_until(first.stdout, "test_loss")
     second = call()
     read_until(second.stderr, "waiting")
     first.kill()
@@ -208,9 +219,9 @@ def test_a_waiting_process_takes_over_from_a_dead_one(call: Callable, long_run: 
     assert record.load(record.folder_of(results, long_run)).summary["status"] == "completed"
 
 
+@pytest.mark.usefixtures("first")
 def test_a_waiting_process_can_be_stopped(call: Callable) -> None:
     """SIGTERM ends it with the code and the line of an interruption."""
-    read_until(call().stdout, "test_loss")
     second = call()
     read_until(second.stderr, "waiting")
     second.terminate()
