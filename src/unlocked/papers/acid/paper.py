@@ -10,7 +10,7 @@ from unlocked.errors import choose
 from unlocked.papers.acid import settings as runs
 from unlocked.papers.acid import study_settings as studies
 from unlocked.papers.acid.settings import AcidRun
-from unlocked.papers.run import Paper, PaperScale
+from unlocked.papers.run import MOST, Paper, PaperScale
 from unlocked.settings import Settings, setting
 from unlocked.vision.partition import PARTITIONS
 
@@ -74,8 +74,8 @@ class AcidScale(PaperScale):
     strength_workers: tuple[int, ...] = setting(
         (16, 64), "of the item on the strength", least=2, most=1_000_000, nonempty=True
     )
-    disagreement: int = setting(4096, "images on which the workers' differences are measured", least=1)
-    deep_disagreement: int = setting(1024, "the same for the net with BatchNorm", least=1)
+    disagreement: int = setting(4096, "images on which the workers' differences are measured", least=1, most=MOST)
+    deep_disagreement: int = setting(1024, "the same for the net with BatchNorm", least=1, most=MOST)
     points: int = setting(20, "evaluations of runs that measure them", least=1, most=100_000)
     straggler_workers: int = setting(16, "workers of the item on stragglers", least=1, most=1_000_000)
     variations: tuple[float, ...] = setting(
