@@ -145,8 +145,6 @@ def test_a_scale_reads_what_its_pilot_chose(
     assert {name: len(runs) for name, runs in grid.items()} == {"small/acid": 4, "small/gossip": 4}
     runs: list[Any] = [plan.runs[name] for name in grid["small/acid"]]
     assert [(run.optim.lr, run.seed) for run in runs] == [(0.001, 7), (0.001, 8), (0.1, 7), (0.1, 8)]
-    jobs = [batch.runs for batch in plan.batches.values() if {*batch.runs} & {*grid["small/acid"]}]
-    assert {name for job in jobs for name in job} <= {*grid["small/acid"], *grid["small/gossip"]}
     options = ["--scale", "mine", "--results", str(tmp_path), "--runtime", "wandb=disabled"]
     assert cli.main(["train", "--runs", *grid["small/acid"], *grid["small/gossip"], *options]) == 0
     assert cli.main(["pilot", *options]) == 0
