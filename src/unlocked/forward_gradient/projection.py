@@ -38,7 +38,9 @@ def expected_error(square: Tensor, dimension: int, distribution: str = "gaussian
 def inner(left: Tensor, right: Tensor, per_sample: bool) -> Tensor:
     """The inner product of two tensors of one shape: (N,), one per entry of the first dimension, or ()."""
     product = left * right
-    return product.flatten(1).sum(1) if per_sample else product.sum()
+    if not per_sample:
+        return product.sum()
+    return product.sum(tuple(range(1, product.dim()))) if product.dim() > 1 else product
 
 
 def scale(coefficient: Tensor, guess: Tensor) -> Tensor:

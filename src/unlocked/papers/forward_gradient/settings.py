@@ -96,7 +96,7 @@ class BlockRuntime(Runtime):
     """How the blocks are executed."""
 
     precision: str = setting("float32", "of the blocks' layers; bfloat16: autocast", names=PRECISIONS)
-    channels_last: bool = setting(False, "memory layout of nets and images; faster on GPUs")
+    channels_last: bool = setting(True, "memory layout of nets and images; faster on CPUs and GPUs")
     compile: bool = setting(False, "torch.compile of the blocks; needs a C++ compiler")
 
 
