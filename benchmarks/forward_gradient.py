@@ -22,17 +22,18 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from unlocked.bench import forward_gradient as measured
-from unlocked.bench.forward_gradient import PEER, SPACES
+from unlocked.bench.forward_gradient import FORWARD_MODE, PEER, SPACES
 from unlocked.forward_gradient.memory import peak_bytes
 from unlocked.forward_gradient.method import Method
 
 # Units of one forward pass, backpropagation being 3: see the text
 FLOORS = {"activity": 1.35, "averaged": 1.7, "per_sample": 2.0}
-# In forward mode a tensor takes a Jacobian-vector product, and exact per-sample coefficients one per sample
-FORWARD_MODE = {
-    "activity, batch level": ("activity", True),
-    "activity, per sample": ("activity", False),
-    "averaged": ("weight", True),
+# In forward mode a coefficient takes a Jacobian-vector product: per block, per tensor, or one per sample and block
+IN_FORWARD_MODE = {
+    "activity, per block": FORWARD_MODE["forward_mode_activity"],
+    "weights, per block": FORWARD_MODE["forward_mode_weight"],
+    "weights, per tensor": Method("global", "local", "weight", mode="forward_mode"),
+    "activity, per sample": Method("global", "local", "activity", mode="forward_mode"),
 }
 
 
@@ -43,10 +44,8 @@ def contestants(width: float) -> dict[str, Method | None]:
         methods |= {
             f"{name}, {guess}, projection": replace(method, guess=guess) for guess in ("local", "ntk", "random")
         }
-    for name, (space, averaged) in FORWARD_MODE.items() if width < 1 else ():
-        methods[f"{name}, local, forward_mode"] = Method(
-            "global", "local", space, averaged=averaged, mode="forward_mode"
-        )
+    if width < 1:
+        methods |= {f"{name}, local, forward_mode": method for name, method in IN_FORWARD_MODE.items()}
     return methods
 
 
@@ -128,10 +127,10 @@ def measure(options: argparse.Namespace) -> dict[str, pages.Rows]:
 TEXT = """# A gradient estimate, measured
 
 Written by `python benchmarks/forward_gradient.py`. {environment}. ResNet-18 in 8 blocks, cnn auxiliary nets, batch 128,
-32×32 pixels, global target. All columns but the last two are ratios to backpropagation in the same run: CPU and wall
-time the median over turns in which the contestants alternate, on one thread; peak tensors the most that the step's
-tensors take beyond what was there before, counted operation by operation; peak resident that of a fresh process that
-takes two steps, of which Python and torch take half a gigabyte.
+32×32 pixels, channels last, global target. All columns but the last two are ratios to backpropagation in the same run:
+CPU and wall time the median over turns in which the contestants alternate, on one thread; peak tensors the most that
+the step's tensors take beyond what was there before, counted operation by operation; peak resident that of a fresh
+process that takes two steps, of which Python and torch take half a gigabyte.
 
 The floor, with a forward pass costing 1, gradients for inputs 1 and for weights 1, and backpropagation 3. Activity: one
 forward, the target's input gradients, one backward inside every block, auxiliary nets: 4. Averaged: 5, for target and
@@ -139,7 +138,7 @@ guess both need weight gradients. Per sample: 6.
 
 {table}
 
-Forward mode at width 1 is left out: it takes a Jacobian-vector product per tensor, and per sample one per sample.
+In forward mode every coefficient takes a Jacobian-vector product through the later blocks. At width 1 it is left out.
 
 ## Where the time goes
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from forward_gradient.conftest import SPACES, Net, assert_same, generator, small_net
+from forward_gradient.conftest import SPACES, Net, assert_as_reference, assert_same, generator, small_net
 from unlocked.errors import SettingError
-from unlocked.forward_gradient import forward_mode, passes, spaces
+from unlocked.forward_gradient import Method, forward_mode, passes, spaces
 
 CELLS = list(itertools.product(("global", "local"), ("random", "local", "ntk", "fixed_ntk"), SPACES))
 
@@ -29,6 +29,25 @@ def assert_agree(net: Net, *cell: Any, close: dict[str, float] | None = None, **
 def test_agrees_with_projection(norm: str, target: str, guess: str, where: tuple[str, bool]) -> None:
     noise = {"tangents": 2, "distribution": "rademacher"} if guess == "random" else {}
     assert_agree(small_net(norm, samples=4), target, guess, *where, **noise)
+
+
+@pytest.mark.parametrize("mode", ["projection", "forward_mode"])
+@pytest.mark.parametrize(("target", "guess"), [("global", "random"), ("global", "local"), ("local", "random")])
+def test_one_coefficient_for_all_tensors_of_a_block(
+    target: str, guess: str, mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the reference has it, by either mode; forward mode takes one product per block."""
+    taken: list[object] = []
+    jvp = forward_mode.jvp
+    monkeypatch.setattr(forward_mode, "jvp", lambda *a: taken.append(a) or jvp(*a))
+    net = small_net()
+    found = assert_as_reference(net, Method(target, guess, "weight", per_block=True, mode=mode))
+    assert len(taken) == (2 if mode == "forward_mode" else 0)
+    for block in range(2):
+        values = {float(c) for name, c in found.coefficients.items() if name.startswith(f"blocks.{block}.")}
+        assert len(values) == 1
+    apart = assert_as_reference(net, Method(target, guess, "weight"))
+    assert not torch.equal(*(one.gradients["blocks.0.body.0.weight"] for one in (found, apart)))
 
 
 @pytest.mark.parametrize(("space", "averaged"), SPACES)
@@ -63,7 +82,7 @@ def test_one_pass_is_wrong_with_batch_statistics() -> None:
     net = small_net("batch")
     step = passes.forward(0, net.blocks[0], net.inputs, chained=False)
     guess = torch.randn(step.outputs.shape, generator=generator(), dtype=torch.float64)
-    rest = [*net.blocks[1:], net.auxiliaries[-1]], net.labels, spaces.Activity(averaged=False), "output", guess
+    rest = [*net.blocks[1:], net.auxiliaries[-1]], net.labels, spaces.Activity(averaged=False), {"output": guess}
     one, other = (forward_mode.slopes(step, *rest, one_pass=taken) for taken in (True, False))
     assert (one - other).norm() > 0.01 * other.norm()
     torch.testing.assert_close(one.sum(), other.sum())

@@ -35,6 +35,8 @@ BOTH = Target(
         ({"guess": "global", "mode": "forward_mode"}, "mode"),
         ({"guess": "random", "tangents": 0}, "tangents"),
         ({"tangents": 2}, "tangents"),
+        ({"per_block": True}, "per_block"),
+        ({"per_block": True, "space": "weight", "averaged": False}, "per_block"),
         ({"guess": "sign_local"}, "guess"),  # not registered: taken for no other
     ],
 )

@@ -28,10 +28,16 @@ SPACES = {
     "averaged": Method("global", "local", "weight", averaged=True),
     "per_sample": Method("global", "local", "weight", averaged=False),
 }
+FORWARD_MODE = {  # one Jacobian-vector product per block
+    "forward_mode_activity": Method("global", "local", "activity", averaged=True, mode="forward_mode"),
+    "forward_mode_weight": Method("global", "local", "weight", per_block=True, mode="forward_mode"),
+}
 MEANINGS = {
     "cpu_activity": "CPU time of a step with local guesses in the activities / of a backpropagation",
     "cpu_averaged": "the same, in the weights with a coefficient per tensor",
     "cpu_per_sample": "the same, in the weights with a coefficient per sample",
+    "cpu_forward_mode_activity": "the same in forward mode, in the activities with a coefficient per block",
+    "cpu_forward_mode_weight": "the same in forward mode, in the weights with a coefficient per block",
     "memory_activity": "peak memory of that step / of a backpropagation",
     "memory_averaged": "the same, in the weights with a coefficient per tensor",
     "memory_per_sample": "the same, in the weights with a coefficient per sample",
@@ -46,10 +52,12 @@ def measure(options: Options) -> dict[str, float]:
     torch.set_num_threads(1)
     net, images, labels = fresh(options.width)
     contestants: dict[str, Callable[[], object]] = {PEER: partial(backpropagation, net, images, labels)}
-    contestants |= {name: partial(step, net, images, labels, method) for name, method in SPACES.items()}
+    contestants |= {
+        name: partial(step, net, images, labels, method) for name, method in (SPACES | FORWARD_MODE).items()
+    }
     times = race(contestants, options.turns)
     peaks = {name: float(peak_bytes(compute)) for name, compute in contestants.items()}
-    numbers = {f"cpu_{name}": ratio(times[name], times[PEER]) for name in SPACES}
+    numbers = {f"cpu_{name}": ratio(times[name], times[PEER]) for name in (*SPACES, *FORWARD_MODE)}
     numbers |= {f"memory_{name}": peaks[name] / peaks[PEER] for name in SPACES}
     from_images = computations(net, 0, images, labels, torch.Generator().manual_seed(0))
     numbers["forward_mode_memory_block0"] = peak_bytes(from_images["jvp"]) / peak_bytes(from_images[PEER])
@@ -58,11 +66,12 @@ def measure(options: Options) -> dict[str, float]:
 
 
 def fresh(width: float, batch: int = 128, size: int = 32) -> tuple[Net, Tensor, Tensor]:
-    """A ResNet-18 in 8 blocks with cnn auxiliary nets, and a batch of noise with labels."""
+    """A ResNet-18 in 8 blocks with cnn auxiliary nets, and a batch of noise with labels, laid out as in training."""
     body = blocks.build("resnet18_8", width=width, seed=0)
     heads = auxiliary.build_all("cnn", body, classes=10, seed=0)
     images = torch.randn(batch, 3, size, size, generator=torch.Generator().manual_seed(0))
-    return Net(body.modules, heads), images, torch.arange(batch) % 10
+    last = torch.channels_last
+    return Net(body.modules, heads).to(memory_format=last), images.to(memory_format=last), torch.arange(batch) % 10
 
 
 def backpropagation(net: Net, images: Tensor, labels: Tensor) -> tuple[Tensor, ...]:

@@ -7,7 +7,9 @@ the first; otherwise each has it on the way forward. Either way a block's graph 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import functools
+import operator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -223,19 +225,27 @@ class _Estimation:
             upstream, inside = pull(step.outputs, whole, inputs), pull(step.outputs, step.target, places)
         return upstream[0] if inputs else None, inside
 
-    def _guesses(self, step: BlockPass) -> Iterator[tuple[str, Vector]]:
-        """The guesses of one block, place by place; of noise all `tangents`, one after the other."""
+    def _guesses(self, step: BlockPass) -> Iterator[dict[str, Vector]]:
+        """The guesses of one block, those with one coefficient together; of noise all `tangents` in turn."""
         guess, outputs = self.method.of_guess, step.outputs
         if guess.source == "noise":
             for _ in range(self.method.tangents):
-                for name, shape in self.space.shapes(step).items():
-                    yield name, guess.function(self.draw(shape, outputs.dtype, outputs.device))
+                shapes = self.space.shapes(step).items()
+                drawn = ((name, guess.function(self.draw(s, outputs.dtype, outputs.device))) for name, s in shapes)
+                yield from self._together(drawn)
             return
         cotangent = guess.function(step.from_head if guess.source == "head" else step.target)
         if cotangent is step.target:
-            yield from step.vectors.items()
+            found = step.vectors
         else:
-            yield from self.space.read(step, cotangent, pull(outputs, cotangent, self.space.wanted(step))).items()
+            found = self.space.read(step, cotangent, pull(outputs, cotangent, self.space.wanted(step)))
+        yield from self._together(found.items())
+
+    def _together(self, guesses: Iterable[tuple[str, Vector]]) -> Iterator[dict[str, Vector]]:
+        if self.method.per_block:
+            yield dict(guesses)
+        else:
+            yield from ({name: guess} for name, guess in guesses)
 
     def _estimate(self, step: BlockPass) -> None:
         """One block's estimate: the mean over its guesses."""
@@ -243,13 +253,14 @@ class _Estimation:
         total: Tensors = {}
         coefficients: dict[str, list[Tensor]] = {}
         alignment = measures.Alignment(self.space)
-        for name, guess in self._guesses(step):
-            c = self._coefficient(step, name, guess)
-            part = self.space.weigh(c, guess)
-            total[name] = total[name] + part if name in total else part
-            if self.measure and name not in coefficients:
-                alignment.add(name, step.vectors[name], guess, c)
-            coefficients.setdefault(name, []).append(c)
+        for together in self._guesses(step):
+            c = self._coefficient(step, together)
+            for name, guess in together.items():
+                part = self.space.weigh(c, guess)
+                total[name] = total[name] + part if name in total else part
+                if self.measure and name not in coefficients:
+                    alignment.add(name, step.vectors[name], guess, c)
+                coefficients.setdefault(name, []).append(c)
         mean = {name: tensor / tangents for name, tensor in total.items()} if tangents > 1 else total
         gradients = self.space.gradients(step, mean)
         self._keep(place, gradients)
@@ -258,16 +269,21 @@ class _Estimation:
         if self.measure:
             self.measured |= alignment.measures(step.index) | measures.error(step.index, gradients, step.truth)
 
-    def _coefficient(self, step: BlockPass, name: str, guess: Vector) -> Tensor:
-        """How much of the guess is taken at the place `name`."""
-        squared = [guess] if self.method.is_normalised else []
-        if self.method.mode == "projection":
-            return coefficient(*self.space.inner(guess, [step.vectors[name], *squared]))
+    def _coefficient(self, step: BlockPass, guesses: dict[str, Vector]) -> Tensor:
+        """How much is taken of the guesses that have one coefficient together."""
+        is_formed = self.method.mode == "projection"
+        each = []
+        for name, guess in guesses.items():
+            others = [step.vectors[name]] if is_formed else []
+            each.append(self.space.inner(guess, others + [guess] * self.method.is_normalised))
+        products = [functools.reduce(operator.add, parts) for parts in zip(*each, strict=True)]
+        if is_formed:
+            return coefficient(*products)
         tail = [self.auxiliaries[step.index]]
         if self.method.of_target.loss == "net":
             tail = [*self.blocks[step.index + 1 :], self.auxiliaries[-1]]
-        slopes = forward_mode.slopes(step, tail, self.labels, self.space, name, guess, loss=self.loss)
-        return coefficient(slopes, *self.space.inner(guess, squared))
+        slopes = forward_mode.slopes(step, tail, self.labels, self.space, guesses, loss=self.loss)
+        return coefficient(slopes, *products)
 
     def _keep(self, place: str, gradients: Tensors) -> None:
         self.gradients |= {f"{place}.{name}": gradient for name, gradient in gradients.items()}

@@ -7,7 +7,7 @@ elsewhere every sample gets a tangent of its own, N times the work.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,10 +32,12 @@ def per_sample_losses(loss: Loss, scores: Tensor, labels: Tensor) -> Tensor:
 
 
 def slopes(
-    step: BlockPass, tail: Sequence[nn.Module], labels: Tensor, space: Space, name: str, guess: Vector, *,
+    step: BlockPass, tail: Sequence[nn.Module], labels: Tensor, space: Space, guesses: Mapping[str, Vector], *,
     loss: Loss = functional.cross_entropy, one_pass: bool | None = None,
 ) -> Tensor:  # fmt: skip
-    """<T, G> at the place `name` of a block, as the loss's derivative along G: (N,) in a per-sample space, else ().
+    """<T, G>, G the `guesses` at one or more places of a block, as the loss's derivative along G.
+
+    (N,) in a per-sample space, else ().
 
     tail: what maps the block's outputs to scores (the later blocks and the classifier for the net's loss, the auxiliary
     net for the block's own). labels: (N, ...). one_pass: one product for all samples, whether or
@@ -50,7 +52,7 @@ def slopes(
     if one_pass is None:
         one_pass = loss in MEANS and not any(map(uses_batch_statistics, modules))
     with torch.no_grad(), frozen_statistics(*modules):
-        outputs = space.moving(step, name, guess)
+        outputs = space.moving(step, guesses)
 
         def losses(amount: Tensor) -> Tensor:
             scores = outputs(amount)

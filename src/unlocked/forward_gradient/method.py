@@ -22,6 +22,7 @@ class Method(Settings):
     space: str = setting("activity", "where both live: a block's output, or its weights", names=SPACES)
     _: KW_ONLY
     averaged: bool | None = setting(None, "one coefficient per tensor, not per sample; null: in the space weight")
+    per_block: bool = setting(False, "in the weights with averaged coefficients: one for all tensors of a block")
     mode: str = setting("projection", "<T, G> by backpropagating T, or by Jacobian-vector products", names=MODES)
     normalise: bool | None = setting(None, "divide by the guess's squared norm; null: as the guess says")
     tangents: int = setting(1, "random guesses that are averaged", least=1)
@@ -32,6 +33,10 @@ class Method(Settings):
         self.refuse_unless(only in (None, self.target), "guess", f"only stands with target = {only}: it is that target")
         right = f"must be 1 with guess = {self.guess}; several need guess = random"
         self.refuse_unless(self.tangents == 1 or guess.source == "noise", "tangents", right)
+        right = (
+            "needs space = weight and averaged = true: elsewhere a block has one tensor, or a coefficient per sample"
+        )
+        self.refuse_unless(not self.per_block or (self.space == "weight" and self.is_averaged), "per_block", right)
         if self.mode == "forward_mode":
             right = f"never forms the {self.target} target, so it cannot be the guess"
             self.refuse_unless(guess.source != "target", "mode", right)

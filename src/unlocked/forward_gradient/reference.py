@@ -68,14 +68,30 @@ def _of_block(
     total = in_space(target)
     if method.is_projected:
         targets, total = total, {}
-        for name, t in [*targets.items()] * method.tangents:
-            given = draw(t.shape, t.dtype, t.device) if along is None else in_space(along)[name]
-            vector = method.of_guess.function(given) if along is None else given
-            part = project(t, vector, per_sample=not method.is_averaged, normalise=method.is_normalised)
-            total[name] = total.get(name, 0) + part / method.tangents
+        for _ in range(method.tangents):
+            guess = _drawn(targets, method, draw) if along is None else in_space(along)
+            for name, part in (_jointly if method.per_block else _by_tensor)(targets, guess, method).items():
+                total[name] = total.get(name, 0) + part / method.tangents
     if method.space == "activity":
         return _gradients(block(inputs), block, prefix, total["output"])
     return {prefix + name: parts if method.is_averaged else parts.sum(0) for name, parts in total.items()}
+
+
+def _drawn(targets: Tensors, method: Method, draw: Draw) -> Tensors:
+    return {name: method.of_guess.function(draw(t.shape, t.dtype, t.device)) for name, t in targets.items()}
+
+
+def _by_tensor(targets: Tensors, guess: Tensors, method: Method) -> Tensors:
+    options = {"per_sample": not method.is_averaged, "normalise": method.is_normalised}
+    return {name: project(target, guess[name], **options) for name, target in targets.items()}
+
+
+def _jointly(targets: Tensors, guess: Tensors, method: Method) -> Tensors:
+    """With one coefficient for all tensors."""
+    target, along = (torch.cat([side[name].flatten() for name in targets]) for side in (targets, guess))
+    whole = project(target, along, per_sample=False, normalise=method.is_normalised)
+    parts = whole.split([t.numel() for t in targets.values()])
+    return {name: part.reshape(targets[name].shape) for name, part in zip(targets, parts, strict=True)}
 
 
 def _gradient(outputs: Tensor, inputs: Tensor, cotangent: Tensor | None = None) -> Tensor:

@@ -5,7 +5,7 @@ A space turns a gradient at the block's output into vectors by name, and weighed
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
@@ -67,12 +67,15 @@ class AveragedWeight:
         """The gradients of the block's parameters that weighed guesses amount to."""
         return tensors
 
-    def moving(self, step: BlockPass, name: str, guess: Vector) -> Moving:
-        """The block's outputs when place `name` moves by an amount, (N,) per sample or (), times the guess."""
+    def moving(self, step: BlockPass, guesses: Mapping[str, Vector]) -> Moving:
+        """The block's outputs when these places move by an amount, (N,) per sample or (), times their guesses.
+
+        Several places at once in this space alone.
+        """
 
         def outputs(amount: Tensor) -> Tensor:
-            moved = step.parameters[name].detach() + scale(amount, guess)
-            return functional_call(step.block, {name: moved}, (step.inputs.detach(),))
+            moved = {name: step.parameters[name].detach() + scale(amount, guess) for name, guess in guesses.items()}
+            return functional_call(step.block, moved, (step.inputs.detach(),))
 
         return outputs
 
@@ -95,7 +98,8 @@ class Activity(AveragedWeight):
     def gradients(self, step: BlockPass, tensors: Tensors) -> Tensors:
         return step.parameter_gradients(tensors["output"])
 
-    def moving(self, step: BlockPass, name: str, guess: Vector) -> Moving:
+    def moving(self, step: BlockPass, guesses: Mapping[str, Vector]) -> Moving:
+        [guess] = guesses.values()
         return lambda amount: step.outputs.detach() + scale(amount, guess)
 
 
@@ -149,7 +153,8 @@ class PerSampleWeight(AveragedWeight):
     def summed(self, vector: Vector, ones: Tensor) -> Tensor:
         return self.weigh(ones, vector)
 
-    def moving(self, step: BlockPass, name: str, guess: Vector) -> Moving:
+    def moving(self, step: BlockPass, guesses: Mapping[str, Vector]) -> Moving:
+        [(name, guess)] = guesses.items()
         moved = guess
         if isinstance(guess, Tensor):
             moved = self.read(step, step.outputs, [None] * len(step.calls))[name]

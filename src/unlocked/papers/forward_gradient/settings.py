@@ -42,7 +42,8 @@ FACTORS = {
 }
 LOCAL_TARGET = 0.75  # of the time with a global target
 FROZEN = 0.4
-FORWARD_MODE = 2.0  # of the time by projection, per Jacobian-vector product that goes through the whole net
+FORWARD_MODE = 1.0  # of the time by projection, per Jacobian-vector product that goes through the whole net
+TENSORS = 8  # parameters of a block, roughly
 PER_BLOCK = {"cpu": 2.5e-3, "cuda": 1.5e-3}  # seconds per step and block that do not depend on the width
 COMPARISON = 2.0  # the time of a batch that is measured, a gradient's being 1
 
@@ -253,6 +254,7 @@ class Projected(Trained):
 
     space: str = setting("activity", "where target and guess live: a block's output, or its weights", names=SPACES)
     averaged: bool | None = setting(None, "one coefficient per tensor, not per sample; null: in the space weight")
+    per_block: bool = setting(False, "one coefficient for all tensors of a block, in the weights, averaged", later=True)
     mode: str = setting(
         "projection", "how <T, G> is found: backpropagating the target, or Jacobian-vector products", names=MODES
     )
@@ -264,13 +266,16 @@ class Projected(Trained):
 
     @property
     def method(self) -> Method:
-        return Method(self.target, self.guess, self.space, averaged=self.averaged, mode=self.mode)
+        return Method(
+            self.target, self.guess, self.space, averaged=self.averaged, per_block=self.per_block, mode=self.mode
+        )
 
     @property
     def place(self) -> str:
         """Space and kind of coefficient, e.g. `weight_per_sample`."""
         usual = self.averaged == (self.space == "weight")
-        return self.space + ("" if usual else "_averaged" if self.averaged else "_per_sample")
+        kind = "" if usual else "_averaged" if self.averaged else "_per_sample"
+        return self.space + kind + "_per_block" * self.per_block
 
     def what(self) -> list[str]:
         tangents = [f"{self.method.tangents}tangents"] * (self.method.tangents > 1)
@@ -280,11 +285,12 @@ class Projected(Trained):
 
     def factor(self) -> float:
         space = "activity" if self.space == "activity" else self.place
-        factor = FACTORS[space, guesses.get(self.guess).source] * self.method.tangents
+        factor = FACTORS[space.removesuffix("_per_block"), guesses.get(self.guess).source] * self.method.tangents
         factor *= LOCAL_TARGET if self.target == "local" else 1.0
         if self.mode == "forward_mode":
             samples = 1 if self.averaged else self.optim.batch_size
-            factor += FORWARD_MODE * networks.NETWORKS[self.model.name].blocks / 2 * samples
+            tensors = TENSORS if self.space == "weight" and not self.per_block else 1
+            factor += FORWARD_MODE * networks.NETWORKS[self.model.name].blocks / 2 * samples * tensors
         return factor
 
     def extra_numbers(self) -> float:
@@ -305,8 +311,8 @@ class GlobalNoise(Projected):
     @property
     def method(self) -> Method:
         return Method(
-            self.target, self.guess, self.space, averaged=self.averaged, mode=self.mode, tangents=self.tangents,
-            distribution=self.distribution,
+            self.target, self.guess, self.space, averaged=self.averaged, per_block=self.per_block, mode=self.mode,
+            tangents=self.tangents, distribution=self.distribution,
         )  # fmt: skip
 
 

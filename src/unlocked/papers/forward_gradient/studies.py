@@ -211,7 +211,7 @@ def one_pass_errors(run: settings.FreshNetStudy, data: Dataset, norm: str, case:
     for index, (guess, inputs) in enumerate(zip(guesses, chain(net, images), strict=False)):
         step = passes.forward(index, net.blocks[index], inputs, chained=False)
         tail, space = [*net.blocks[index + 1 :], net.auxiliaries[-1]], spaces.Activity(averaged=False)
-        found = forward_mode.slopes(step, tail, labels, space, "output", guess, one_pass=True)
+        found = forward_mode.slopes(step, tail, labels, space, {"output": guess}, one_pass=True)
         exact = projected.coefficients[f"blocks.{index}.output"]
         for error, one, true in (("per_sample", found, exact), ("batch_level", found.sum(), exact.sum())):
             metrics[f"{error}_error/{case}"].append(float((one - true).norm() / true.norm()))
