@@ -103,3 +103,25 @@ def test_the_mean_of_losses_starts_anew() -> None:
     assert optim.mean_loss_(losses) == 1.5
     assert losses.tolist() == [0, 0]
     assert optim.mean_loss_(losses) is None
+
+
+def test_a_step_of_all_parameters_is_torchs_own() -> None:
+    """To the last bit, with momentum and decay; what has no gradient stays, and gets no buffer."""
+    mine, theirs = (torch.nn.Linear(5, 3), torch.nn.Linear(5, 3))
+    theirs.load_state_dict(mine.state_dict())
+    torchs = torch.optim.SGD(theirs.parameters(), 0.1, momentum=0.9, weight_decay=0.01)
+    buffers: dict[str, torch.Tensor] = {}
+    for number in range(3):
+        inputs = torch.randn(4, 5, generator=torch.Generator().manual_seed(number))
+        gradients = {}
+        for net in (mine, theirs):
+            net.zero_grad()
+            net(inputs).square().sum().backward()
+            gradients = {name: p.grad for name, p in net.named_parameters()} if net is mine else gradients
+        optim.step_(dict(mine.named_parameters()), gradients, buffers, 0.1, 0.9, 0.01)
+        torchs.step()
+    assert all(torch.equal(a, b) for a, b in zip(mine.parameters(), theirs.parameters(), strict=True))
+    before = mine.weight.clone()
+    optim.step_({"bias": mine.bias}, {"bias": torch.ones(3)}, only := {}, 0.1, 0.9, 0.01)
+    assert torch.equal(before, mine.weight)
+    assert set(only) == {"bias"}

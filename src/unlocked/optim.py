@@ -47,6 +47,22 @@ class Sgd:
         return (self.rates if self.own_rates is None else self.own_rates[worker])[step]
 
 
+@torch.no_grad()
+def step_(
+    parameters: dict[str, Tensor], gradients: dict[str, Tensor], buffers: dict[str, Tensor], lr: float,
+    momentum: float, decay: float,
+) -> None:  # fmt: skip
+    """A step of SGD for all `parameters`, as torch's own takes it; `buffers` gets those that it lacks.
+
+    torch.optim.SGD imports torch's compiler when it is made, which takes longer than a short run.
+    """
+    tensors = list(parameters.values())
+    wanted = torch._foreach_add([gradients[name] for name in parameters], tensors, alpha=decay)
+    for name, gradient in zip(parameters, wanted, strict=True):
+        buffers[name] = buffers[name].mul_(momentum).add_(gradient) if name in buffers else gradient
+    torch._foreach_add_(tensors, [buffers[name] for name in parameters], alpha=-lr)
+
+
 def mean_loss_(losses: Tensor) -> float | None:
     """The mean of losses from their sum and number, which start anew; None if there were none."""
     total, count = losses.tolist()

@@ -103,8 +103,7 @@ def test_backpropagation_is_a_plain_torch_loop() -> None:
     ours = nn.Sequential(*one.net.blocks, one.net.auxiliaries[-1])
     for (name, expected), found in zip(model.state_dict().items(), ours.state_dict().values(), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=name)
-    with_buffer = {name for name, p in one.named.items() if p in one.optimiser.state}
-    assert with_buffer == {name for name in one.named if name.startswith(("blocks.", LAST))}
+    assert set(one.buffers) == {name for name in one.named if name.startswith(("blocks.", LAST))}
 
 
 def test_methods_see_the_same_batches_and_start() -> None:

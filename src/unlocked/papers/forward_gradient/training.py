@@ -51,10 +51,7 @@ class ForwardTraining:
         self.net = network.build(run, data)
         network.execute_as_set_(self.net, run)
         self.named = {n: p for n, p in self.net.named_parameters() if not n.startswith("guess_auxiliaries.")}
-        sgd = run.optim
-        self.optimiser = torch.optim.SGD(
-            self.named.values(), sgd.lr, momentum=sgd.momentum, weight_decay=sgd.weight_decay
-        )
+        self.buffers: dict[str, Tensor] = {}  # of SGD's momentum, of the parameters that were stepped
         # losses and right answers of every block, summed over the training samples since the last evaluation
         self.sums = torch.zeros(2, len(self.net.blocks), dtype=torch.float64, device=run.runtime.device)
         self.samples = 0
@@ -81,11 +78,10 @@ class ForwardTraining:
         found = network.estimated(
             self.net, self.run, images, labels, number, update_statistics=True, precision=runtime.precision
         )
-        for name, parameter in self.named.items():
-            # without a gradient a parameter is not stepped at all: no decay and no momentum
-            parameter.grad = found.gradients.get(name)
-        self.optimiser.param_groups[0]["lr"] = sgd.lr * self.factor(number)
-        self.optimiser.step()
+        # without a gradient a parameter is not stepped at all: no decay and no momentum
+        stepped = {name: parameter for name, parameter in self.named.items() if name in found.gradients}
+        lr = sgd.lr * self.factor(number)
+        optim.step_(stepped, found.gradients, self.buffers, lr, sgd.momentum, sgd.weight_decay)
         self.sums[0] += found.losses * len(labels)
         self.sums[1] += found.correct
         self.samples += len(labels)
@@ -157,11 +153,12 @@ class ForwardTraining:
         return {"gradients": self.total} | dict.fromkeys(self.notes, 1)
 
     def state(self) -> dict[str, Any]:
-        parts = {"net": self.net.state_dict(), "optimiser": self.optimiser.state_dict()}
+        parts = {"net": self.net.state_dict(), "buffers": dict(self.buffers)}
         return parts | {"sums": self.sums, "samples": self.samples, "best": self.best}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.net.load_state_dict(state["net"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        device = self.run.runtime.device
+        self.buffers = {name: buffer.to(device) for name, buffer in state["buffers"].items()}
         self.sums.copy_(state["sums"])
         self.samples, self.best = state["samples"], state["best"]
