@@ -39,7 +39,7 @@ EXCESS: list[tuple[dict[str, Any], str]] = [
     ({"study": "averaging", "quadratic.horizon": 1e9, "rate": 1e-9}, "GB of memory"),
     ({"study": "averaging", "rate": 1e6}, "GB of memory"),
     (RESNET | {"optim.epochs": 10_000}, " d, more than 30 days"),
-    (RESNET | {"optim.epochs": 50, "evaluation.points": 100_000}, " d, more than 30 days"),
+    (RESNET | {"optim.epochs": 500, "evaluation.points": 100_000}, " d, more than 30 days"),
     (RESNET | {"evaluation.recalibration_batches": 100_000, "evaluation.points": 20}, " d, more than 30 days"),
 ]  # fmt: skip
 
