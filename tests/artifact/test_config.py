@@ -178,6 +178,7 @@ BESIDE: dict[str, dict[str, Any]] = {
     "clock.slow_factor": {"clock.slow_workers": 1},
     "clock.latency": {"pairing": "availability"},
     "clock.bandwidth": {"pairing": "availability"},
+    "per_block": {"space": "weight"},
 }
 FIXED = {"clock.latency", "clock.bandwidth"}  # in studies, where averaging takes no time
 

@@ -357,7 +357,7 @@ def test_a_missing_data_file_is_one_line_before_any_training(tmp_path: Path) -> 
     assert done.returncode != 0
     assert len(lines_of(done.stderr, "nothing", "imagenet32")) == 1, done.stderr
     assert not list((tmp_path / "results").rglob("*.partial"))
-    assert not list((tmp_path / "results").rglob("batches/*"))
+    assert not list((tmp_path / "results").rglob("batches/*.txt"))
 
 
 def test_a_tracker_that_cannot_be_reached_costs_one_line(
