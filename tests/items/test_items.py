@@ -32,7 +32,7 @@ ACID = {
     "workers": [4], "largest": 4, "rates": [1.0, 2.0], "straggler_workers": 4, "horizon": 30, "engine_epochs": 1,
     "released_workers": 4, "released_width": 0.03125, "released_epochs": 0.2, "large.workers": [4],
     "large.most_workers": 4, "large.epochs": 1, "training.optim.epochs": 1, "training.evaluation.points": 4,
-    "training.evaluation.train_limit": 100,
+    "training.evaluation.train_limit": 100, "strength_workers": [4], "learning_rates": [0.02, 0.05], "disagreement": 20,
 }  # fmt: skip
 FORWARD = {
     "widths": [0.03125, 0.0625], "cost_width": 0.0625, "tangents": 2, "large.width": 0.03125,
