@@ -75,7 +75,8 @@ def full_table(sources: Sources) -> str:
 
 
 def cost_table(sources: Sources) -> str:
-    """What every item took whose runs were shipped."""
+    """What every item took whose runs were shipped, whatever is recorded here."""
+    sources = sources.shipped_alone()
     runs = sources.runs.runs
     told = f"{plural(len(runs), 'run')}, {runs['wall_seconds'].sum() / 3600:.1f} hours of run time on one core each."
     return f"{told}\n\n{costs.as_markdown(costs.of_runs(sources).dropna())}"

@@ -6,6 +6,7 @@ that is recorded here counts before the same run in that table.
 
 from __future__ import annotations
 
+import os
 import shlex
 from dataclasses import dataclass
 from functools import cached_property
@@ -80,6 +81,10 @@ class Sources:
         names = dict.fromkeys((*SCALES, *config.scale_names()))
         there = [name for name in names if (self.figures / name).is_dir() or name == self.plan.scale.name]
         return [self if name == self.plan.scale.name else self.at(name) for name in there]
+
+    def shipped_alone(self) -> Sources:
+        """What a fresh clone has: nothing is recorded."""
+        return Sources(self.plan, Path(os.devnull), self.figures)
 
     def at(self, scale: str) -> Sources:
         """The same folders, another scale."""
