@@ -130,7 +130,7 @@ def wanted_runs(arguments: argparse.Namespace) -> tuple[list[Run], dict[str, lis
         raise SettingError("train", "", "needs config files, --runs or --list")
     plan = read_plan(arguments)
     names = [choose("run", name, plan.runs) for name in arguments.runs]
-    return [plan.runs[name] for name in names], {name: [item.name for item in plan.wanted_by[name]] for name in names}
+    return [plan.runs[name] for name in names], {name: plan.items_of(name) for name in names}
 
 
 def train(arguments: argparse.Namespace) -> None:

@@ -26,3 +26,10 @@ def generator(seed: int, *names: str | int) -> np.random.Generator:
 def integer(seed: int, *names: str | int) -> int:
     """A seed for `torch.Generator.manual_seed`: 63 bits, never negative."""
     return int(sequence(seed, *names).generate_state(1, np.uint64)[0] >> 1)
+
+
+def deterministic_kernels() -> None:
+    """Let torch compute the same bits every time, in this process; with a warning where it cannot."""
+    import torch
+
+    torch.set_deterministic_debug_mode("warn")  # `use_deterministic_algorithms` imports the compiler: a second

@@ -22,6 +22,7 @@ from gossiping import network, run
 from scipy.stats import chisquare
 from torch import nn
 
+from graphs import fits
 from unlocked.errors import SettingError
 from unlocked.gossip import AsyncGossip, topology
 from unlocked.gossip.distributed.async_gossip import Worker, trained
@@ -34,15 +35,6 @@ EXAMPLE = Path(__file__).parents[2] / "examples" / "own_model_gossip.py"
 
 def train(folder: Path, workers: int, last: int = 0, **options: Any) -> list[Any]:
     return run(folder, workers, partial(gossiping.train, **options), last=last)
-
-
-def fits(graph: str, workers: int) -> bool:
-    """Whether there is such a graph."""
-    try:
-        topology.check(graph, workers)
-    except SettingError:
-        return False
-    return True
 
 
 def pairs(results: list[Any]) -> Counter[tuple[int, int]]:

@@ -15,10 +15,11 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from unlocked.artifact import config
-from unlocked.artifact.folders import current, folder_of
+from unlocked.artifact.folders import current, folder_of, locked
+from unlocked.artifact.integrity import summary_of
 from unlocked.artifact.plan import Batch, Plan
 from unlocked.papers.run import Run
 from unlocked.units import human_time, plural
@@ -109,14 +110,10 @@ class Call:
             return
         if not alone and path.exists():
             runs |= {run.id: run for run, _ in read_list(path)}
-        entries = [{"settings": run.settings(), "items": self.items_of(name)} for name, run in runs.items()]
+        entries = [{"settings": run.settings(), "items": self.plan.items_of(name)} for name, run in runs.items()]
         new = path.with_suffix(f".{os.getpid()}")
         new.write_text(json.dumps({"written": time.time_ns(), "runs": entries}))  # a new time: Snakemake also compares
         new.replace(path)
-
-    def items_of(self, name: str) -> list[str]:
-        """The names of the items that want a run."""
-        return [item.name for item in self.plan.wanted_by.get(name, ())]
 
     def __format__(self, batch: str) -> str:
         """Snakemake's message on a job, as rules can write it: `{call:<id of the batch>}`."""
@@ -127,12 +124,9 @@ class Call:
 def acquired(file: IO[str], kind: int) -> bool:
     """Whether this process has a lock now; also where the file system has no locks."""
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return locked(file, kind)
     except OSError:
         return True
-    return True
 
 
 def read_list(path: Path) -> Iterator[tuple[Run, list[str]]]:
@@ -144,12 +138,6 @@ def read_list(path: Path) -> Iterator[tuple[Run, list[str]]]:
 def index_text(runs: Iterable[Run], results: Path) -> str:
     """The content of an index: it changes when a record does, and Snakemake redraws what depends on it."""
     return "".join(f"{run.id} {summary_of(folder_of(results, run)).get('digest')}\n" for run in runs)
-
-
-def summary_of(folder: Path) -> dict[str, Any]:
-    """A record's summary."""
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
-    return summary
 
 
 def about(runs: list[Run]) -> str:

@@ -26,6 +26,7 @@ from unlocked.settings import Settings, build, dotted, flatten, inside, nest, pl
 
 ROOT = Path(__file__).resolve().parents[3]
 CONFIGS = ROOT / "configs"
+SCALES = ("quick", "reduced", "gpu", "paper")  # that are shipped, in the order in which they are shown
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -22,7 +22,7 @@ import pandas as pd
 import psutil
 import torch
 
-from unlocked.artifact.config import ROOT
+from unlocked.artifact.config import ROOT, SCALES
 from unlocked.artifact.folders import existing_part
 from unlocked.artifact.plan import Plan
 from unlocked.errors import DataError
@@ -33,7 +33,6 @@ from unlocked.vision import data, models
 
 CLUSTER = "snakemake-executor-plugin-slurm"
 PACKAGES = ("torch", "torchvision", "snakemake", "wandb", CLUSTER)
-SCALES = ("quick", "reduced", "gpu", "paper")
 FREE_GB = 10  # the environment alone takes 6
 RECORD_MB = 0.1  # of a finished run, its offline W&B run included
 # What is measured, (net, data set, pixels, batch): one gradient that is all overhead, and one that is all arithmetic.

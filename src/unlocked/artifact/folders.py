@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import fcntl
 import os
 from pathlib import Path
+from typing import IO, Any
 
 from unlocked import fingerprint
 from unlocked.artifact import integrity
@@ -33,6 +34,18 @@ def refuse_impossible(folder: Path) -> None:
             raise StorageError(f"{path} is a file where a folder should be: remove it, or choose another folder")
 
 
+def locked(file: IO[Any], kind: int = fcntl.LOCK_EX) -> bool:
+    """Take the kernel's lock on an open file, without waiting: False while another process has it.
+
+    `OSError` in a file system that has no locks.
+    """
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def existing_part(folder: Path) -> Path:
     """The folder, or the closest one above it that is there."""
     return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
@@ -43,7 +56,7 @@ def current(folder: Path, run: Run) -> bool:
     if integrity.damage(folder) is not None:
         return False
     try:
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = integrity.summary_of(folder)
         same_code = summary["provenance"]["code"] == fingerprint.training(run.trainer)
         complete = summary["config_hash"] == run.hash and summary["status"] in ("completed", "diverged")
     except (OSError, ValueError, KeyError, TypeError):

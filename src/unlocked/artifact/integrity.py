@@ -25,6 +25,12 @@ def digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def summary_of(folder: Path) -> dict[str, Any]:
+    """The summary of the record in a folder, as it is."""
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_bytes())
+    return summary
+
+
 def digest_of_summary(summary: dict[str, Any]) -> str:
     """SHA-256 of all that a summary says besides this digest."""
     rest = {key: value for key, value in summary.items() if key != "digest"}
@@ -40,7 +46,7 @@ def sealed(summary: dict[str, Any], folder: Path) -> dict[str, Any]:
 def damage(folder: Path) -> str | None:
     """What is wrong with the record in a folder, None if nothing is. One from before there were digests is believed."""
     try:
-        summary = json.loads((folder / "summary.json").read_bytes())
+        summary = summary_of(folder)
         if summary["run_id"] != folder.name.removesuffix(".partial"):
             return f"its summary is that of {summary['run_id']}"
         if "digest" not in summary:

@@ -270,6 +270,10 @@ class Plan:
                 readers.setdefault(name, []).append(item)
         return readers
 
+    def items_of(self, run: str) -> list[str]:
+        """The names of the items that read a run."""
+        return [item.name for item in self.wanted_by.get(run, ())]
+
     @cached_property
     def batches(self) -> dict[str, Batch]:
         """Jobs of about equal cost. No job mixes trainers, data sets, or runs of the pilot alone with others. By seed:

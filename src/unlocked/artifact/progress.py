@@ -6,7 +6,6 @@ laptop and on a cluster. The thread that says it ends with Snakemake, however th
 
 from __future__ import annotations
 
-import json
 import re
 import threading
 import time
@@ -16,6 +15,7 @@ from pathlib import Path
 
 from unlocked.artifact.calls import Call
 from unlocked.artifact.folders import folder_of
+from unlocked.artifact.integrity import summary_of
 from unlocked.console import say
 from unlocked.units import human_time, plural
 
@@ -76,9 +76,9 @@ class Progress:
     def finished(self) -> Iterator[tuple[str, float]]:
         """Runs whose record is new, with the seconds that they took."""
         for name, run in self.call.missing.items():
-            path = folder_of(self.call.results, run) / "summary.json"
+            path = (folder := folder_of(self.call.results, run)) / "summary.json"
             if name not in self.took and path.is_file() and path.stat().st_mtime >= self.started:
-                yield name, float(json.loads(path.read_text())["durations"]["wall_seconds"])
+                yield name, float(summary_of(folder)["durations"]["wall_seconds"])
 
     def running(self) -> Iterator[tuple[str, float]]:
         """Runs that were last heard of in the log of a job, with the part of them that is done."""

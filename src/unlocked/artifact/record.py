@@ -138,7 +138,7 @@ def load(folder: str | Path) -> Record:
     try:
         if (wrong := integrity.damage(folder)) is not None:
             raise ValueError(wrong)
-        summary = json.loads((folder / "summary.json").read_text())
+        summary = integrity.summary_of(folder)
         history = pd.read_parquet(folder / "history.parquet")
         run = config.run_from(config.read_yaml(folder / "config.yaml"))
         jsonschema.Draft202012Validator(SCHEMA).validate(summary)

@@ -7,7 +7,6 @@ they are done, or takes over when they are dead. The lock is the kernel's (`floc
 from __future__ import annotations
 
 import dataclasses
-import fcntl
 import functools
 import os
 import pkgutil
@@ -15,18 +14,20 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
 from unlocked import places
 from unlocked.artifact import loop, record, resources
+from unlocked.artifact.folders import locked
 from unlocked.artifact.record import folder_of
 from unlocked.artifact.tracking import Interrupted, Recorder, Stop
 from unlocked.console import say
 from unlocked.errors import SettingError, storage_error
 from unlocked.papers.base import Training
 from unlocked.papers.run import Data, Run
+from unlocked.seeding import deterministic_kernels
 from unlocked.units import human_time, plural
 from unlocked.vision import data as vision_data
 from unlocked.vision.data import Dataset
@@ -86,7 +87,7 @@ def lock(folder: Path, stop: Stop | None) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b", buffering=0) as file:
         told = False
-        while not acquired(file.fileno(), path.parent):
+        while not acquired(file, path.parent):
             if stop is not None and stop.requested is not None:
                 raise Interrupted(stop.requested)
             if not told:
@@ -100,15 +101,13 @@ def lock(folder: Path, stop: Stop | None) -> Iterator[None]:
         yield
 
 
-def acquired(descriptor: int, folder: Path) -> bool:
+def acquired(file: IO[bytes], folder: Path) -> bool:
     """Whether this process has the lock, or there are none in this file system; False while another has it."""
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
+        return locked(file)
     except OSError as error:
         say(f"no locks in {folder} ({error.strerror}): start no second workflow on these results")
-    return True
+        return True
 
 
 def train_one(run: Run, results: Path, data: Dataset | None, items: Iterable[str], stop: Stop | None) -> bool:
@@ -122,7 +121,7 @@ def train_one(run: Run, results: Path, data: Dataset | None, items: Iterable[str
         if (seconds := run.estimate().seconds) > 60:
             print(f"{run.id} takes about {human_time(seconds)}", flush=True)
         torch.set_num_threads(run.runtime.threads)
-        torch.set_deterministic_debug_mode("warn")  # `use_deterministic_algorithms` imports the compiler: a second
+        deterministic_kernels()
         training = training_of(run, data)
         recorder = Recorder(folder, run, items, stop)
         try:

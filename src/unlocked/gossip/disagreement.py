@@ -16,6 +16,8 @@ from torch.func import functional_call, jvp
 from torch.nn.functional import cross_entropy
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from unlocked.gossip.workers import pieces_of
+
 Batch = tuple[Tensor, Tensor]  # images (B, C, H, W) and labels (B,)
 
 
@@ -30,15 +32,14 @@ class Disagreement:
         for module in self.model.modules():
             if isinstance(module, _BatchNorm):
                 module.track_running_stats = False
-        self.shapes = {name: parameter.shape for name, parameter in model.named_parameters()}
+        self.parameters = dict(self.model.named_parameters())
 
     def logits(self, images: Tensor) -> Callable[[Tensor], Tensor]:
         """The network's scores (B, classes) as a function of the parameter vector."""
-        sizes = [shape.numel() for shape in self.shapes.values()]
 
         def function(flat: Tensor) -> Tensor:
-            pieces = zip(self.shapes.items(), flat.split(sizes), strict=True)
-            return functional_call(self.model, {name: piece.view(shape) for (name, shape), piece in pieces}, (images,))
+            pieces = pieces_of(flat, list(self.parameters.values()))
+            return functional_call(self.model, dict(zip(self.parameters, pieces, strict=True)), (images,))
 
         return function
 

@@ -147,8 +147,7 @@ def list_of_runs(paper: str, sources: Sources) -> pd.DataFrame:
     status = runs.column("status").fillna("not trained")
     status = status.where(runs.column("shipped") != True, status + ", shipped")  # noqa: E712 - elementwise
     plan = sources.plan
-    wanted = {name: [item.name for item in plan.wanted_by.get(name, [])] for name in plan.runs}
-    readers = [wanted[name] if name in wanted else known.at[name, "items"] for name in planned]
+    readers = [plan.items_of(name) if name in plan.runs else known.at[name, "items"] for name in planned]
     return pd.DataFrame({"Run": list(planned), "Status": status, **took, "Items": readers})
 
 

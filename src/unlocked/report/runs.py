@@ -19,6 +19,7 @@ from unlocked.errors import DataError
 from unlocked.items.output import atomically
 from unlocked.papers.run import Run
 from unlocked.report.inference import FEWEST
+from unlocked.report.sources import COLUMNS as IN_FRAMES
 from unlocked.report.sources import Sources
 from unlocked.units import plural
 
@@ -32,10 +33,7 @@ COLUMNS = (
     "paper", "status", "seed", *METRICS, "history", "gradients", "communications", "seconds", "memory_mb", "config",
     "code", "commit", "modified", "data", "data_sha256", "processor", "threads", "python", "torch", "items", "group",
 )  # fmt: skip
-NAMES = {
-    "gradients": "counts.gradients", "communications": "counts.communications", "seconds": "wall_seconds",
-    "modified": "dirty", "data": "data.name", "data_sha256": "data_checksum",
-}  # fmt: skip
+NAMES = {column: name for name, column in IN_FRAMES.items()}  # those of `Frames`
 
 
 def digest(history: pd.DataFrame) -> str:
@@ -57,7 +55,7 @@ def table(sources: Sources) -> pd.DataFrame:
         history=pd.Series({name: digest(rows) for name, rows in frames.history.groupby("run")}, dtype=object),
         config=[plan.runs[name].hash[:16] for name in frames.runs.index],
         group=[group(plan.runs[name]) for name in frames.runs.index],
-        items=[" ".join(item.name for item in plan.wanted_by[name]) for name in frames.runs.index],
+        items=[" ".join(plan.items_of(name)) for name in frames.runs.index],
         processor=frames.column("hardware").str.get("processor"),
         **{name: frames.column("versions").str.get(name) for name in ("python", "torch")},
     )

@@ -22,7 +22,6 @@ from unlocked.items.frames import Frames
 from unlocked.vision.data import DATASETS
 
 SHIPPED = "shipped with this version"
-SCALES = ("quick", "reduced", "gpu", "paper")  # in the order in which pages show them
 COLUMNS = {  # of the table of runs, by their names in `Frames`
     "counts.gradients": "gradients", "counts.communications": "communications", "wall_seconds": "seconds",
     "dirty": "modified", "data.name": "data", "data_checksum": "data_sha256",
@@ -61,7 +60,7 @@ class Sources:
     def runs(self) -> Frames:
         """Every run of which something is known; those that are not recorded here have no history."""
         own = self.frames.runs
-        wanted = [[item.name for item in self.plan.wanted_by.get(name, [])] for name in own.index]
+        wanted = [self.plan.items_of(name) for name in own.index]
         own = own.assign(items=pd.Series(wanted, own.index, dtype=object), shipped=False)
         more = shipped(self.table_of_runs)
         more = more[~more.index.isin(own.index)]
@@ -78,7 +77,7 @@ class Sources:
 
     def beside(self) -> list[Sources]:
         """All scales of which something stands in the folder of figures, this one among them."""
-        names = dict.fromkeys((*SCALES, *config.scale_names()))
+        names = dict.fromkeys((*config.SCALES, *config.scale_names()))
         there = [name for name in names if (self.figures / name).is_dir() or name == self.plan.scale.name]
         return [self if name == self.plan.scale.name else self.at(name) for name in there]
 

@@ -3,7 +3,7 @@
 A worker has three copies of the parameters. The model's own are what gradients are taken at; only `step` and `average_`
 write to them, between gradients. `x` and the auxiliary variable x̃ are what a thread of its own averages with other
 workers meanwhile; `step` moves both by the step that the optimiser made on the model's parameters, and then copies x
-into the model. The pairing service (`server`) finds partners.
+into the model. Whom to average with is drawn beside it (`averaging`); a service (`server`) takes means.
 """
 
 from __future__ import annotations

@@ -6,7 +6,7 @@ fresh net no budget.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from unlocked.errors import SettingError
@@ -310,10 +310,7 @@ class GlobalNoise(Projected):
 
     @property
     def method(self) -> Method:
-        return Method(
-            self.target, self.guess, self.space, averaged=self.averaged, per_block=self.per_block, mode=self.mode,
-            tangents=self.tangents, distribution=self.distribution,
-        )  # fmt: skip
+        return replace(super().method, tangents=self.tangents, distribution=self.distribution)
 
 
 @dataclass(frozen=True)

@@ -13,22 +13,12 @@ import pytest
 import torch
 from driving import Short, Started, advance_to, check_accounts, drive, finals, pid_of
 
+from graphs import fits
 from unlocked.artifact import record
-from unlocked.errors import SettingError
 from unlocked.gossip import topology
 from unlocked.papers.acid.processes.state import State, Tally
 from unlocked.papers.acid.processes.training import ProcessTraining
 from unlocked.papers.acid.synchronous import AllReduceTraining
-
-
-def fits(graph: str, workers: int) -> bool:
-    """Whether there is such a graph."""
-    try:
-        topology.check(graph, workers)
-    except SettingError:
-        return False
-    return True
-
 
 PLACES = [(n, graph) for n in (2, 4, 8) for graph in topology.GRAPHS if fits(graph, n)]
 WAYS = list(itertools.product((1.0, 0.5, 2.0), ("acid", "baseline"), ("mlp", "conv")))

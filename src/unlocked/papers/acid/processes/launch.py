@@ -27,15 +27,13 @@ from unlocked.places import Place
 from unlocked.settings import inside
 from unlocked.vision.data import Dataset
 
-SLOW_IMPORTS = ("torch._inductor.config",)  # of torch.use_deterministic_algorithms
-
 _reception: Reception | None = None  # of this process, where it is rank 0 of several
 
 
 def start_local(run: ProcessRun, data: Dataset) -> tuple[Channel, BaseProcess]:
     """A worker process on this machine and a channel to it. All are forked from one that has imported torch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([workers.__name__, *SLOW_IMPORTS])
+    context.set_forkserver_preload([workers.__name__])
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # workers share cores
     here, there = socket.socketpair()
     process = context.Process(target=workers.main, args=(there, run, data), daemon=True)

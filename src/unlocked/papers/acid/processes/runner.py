@@ -29,6 +29,7 @@ from unlocked.papers.acid import common
 from unlocked.papers.acid.constants import constants_of, dynamics_of
 from unlocked.papers.acid.processes.state import State, Tally, count
 from unlocked.papers.acid.settings import ProcessRun
+from unlocked.seeding import deterministic_kernels
 from unlocked.vision.data import Dataset
 
 WARM_UP = 6  # gradients before the start
@@ -85,7 +86,7 @@ class Runner:
     def set_up(self) -> None:
         """Data, network and vectors; where they come from is the same as in the simulator."""
         torch.set_num_threads(self.run.runtime.threads)
-        torch.use_deterministic_algorithms(True, warn_only=True)
+        deterministic_kernels()
         device = device_of(self.run.runtime.device, self.worker)
         here = dataclasses.replace(self.run, runtime=dataclasses.replace(self.run.runtime, device=device))
         self.data = self.begin.data.to(device)
