@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from unlocked import optim, seeding
 from unlocked.gossip.chain import chain
@@ -24,21 +23,22 @@ from unlocked.vision.data import Dataset
 
 
 def flat_parameters(model: nn.Module) -> Tensor:
-    """A copy of all parameters as one vector (d,)."""
-    return parameters_to_vector(model.parameters()).detach()
+    """A copy of all parameters as one vector (d,), each in the order in which it lies in memory."""
+    return torch.cat([parameter.detach().as_strided((parameter.numel(),), (1,)) for parameter in model.parameters()])
 
 
 def pieces_of(flat: Tensor, parameters: Sequence[Tensor]) -> list[Tensor]:
-    """Views of a flat vector (d,) in the shapes of `parameters`."""
+    """Views of a flat vector (d,) in the shapes and the memory layouts of `parameters`."""
     parts = flat.split([parameter.numel() for parameter in parameters])
-    return [part.view_as(parameter) for part, parameter in zip(parts, parameters, strict=True)]
+    return [part.as_strided(like.shape, like.stride()) for part, like in zip(parts, parameters, strict=True)]
 
 
 def bind(model: nn.Module, flat: Tensor, gradient: Tensor | None = None) -> None:
     """Let the parameters of `model` (and their gradients) be views of flat vectors."""
-    vector_to_parameters(flat, model.parameters())
+    parameters = list(model.parameters())
+    for parameter, piece in zip(parameters, pieces_of(flat, parameters), strict=True):
+        parameter.data = piece
     if gradient is not None:
-        parameters = list(model.parameters())
         for parameter, piece in zip(parameters, pieces_of(gradient, parameters), strict=True):
             parameter.grad = piece
 
@@ -139,8 +139,7 @@ class Networks(Source):
             loss = self.chain.gradient_of_pieces_(self.own[worker], *batch, self.into)
         else:
             loss = cross_entropy(self.network(worker)(batch[0]), batch[1])
-            pieces = torch.autograd.grad(loss, self.parameters)
-            torch.cat([piece.flatten() for piece in pieces], out=self.gradient)
+            torch._foreach_copy_(self.into, torch.autograd.grad(loss, self.parameters))
         return optim.clip_(self.gradient, self.clip), loss.detach()
 
     def network(self, worker: int) -> nn.Module:
