@@ -66,13 +66,13 @@ def read_sources(arguments: argparse.Namespace, only: Sequence[str] | None = Non
     return Sources(read_plan(arguments, only), arguments.results, arguments.figures)
 
 
-def note_shipped(sources: Sources, path: Path) -> bool:
-    """Whether there is a file that was shipped, for a command that finds no record here; if so, say what is shown."""
+def note_kept(sources: Sources, path: Path) -> bool:
+    """Whether there is a file of earlier results, for a command that finds no record; if so, say what is shown."""
     if path.is_file():
         from unlocked.console import say
-        from unlocked.report.sources import SHIPPED
+        from unlocked.report.sources import origin
 
-        say(f"no run is recorded in {sources.results}: {path}, {SHIPPED}, {len(sources.runs.runs)} runs")
+        say(f"no run is recorded in {sources.results}: {path}, {origin(path)}, {len(sources.runs.runs)} runs")
     return path.is_file()
 
 
@@ -183,15 +183,15 @@ def show_power(arguments: argparse.Namespace, plan: Plan) -> None:
 
 
 def claims(arguments: argparse.Namespace) -> None:
-    """Judge the papers' claims by the records that are there; without any, show the verdicts that were shipped."""
+    """Judge the papers' claims by the records that are there; without any, show those that were kept."""
     from unlocked.report import claims
 
     sources = read_sources(arguments, ["claims_verdicts"])
     if arguments.power:
         show_power(arguments, sources.plan)
         return
-    shipped = sources.frames.runs.empty and note_shipped(sources, sources.verdicts)
-    judged = claims.read(sources.verdicts) if shipped else claims.table(sources.plan.claims, sources.frames)
+    kept = sources.frames.runs.empty and note_kept(sources, sources.verdicts)
+    judged = claims.read(sources.verdicts) if kept else claims.table(sources.plan.claims, sources.frames)
     rows = json.loads(judged.to_json(orient="records"))  # pandas turns NaN into null
     print(json.dumps(rows, indent=1, ensure_ascii=False) if arguments.json else claims.as_text(judged))
 
@@ -239,12 +239,12 @@ def bench(arguments: argparse.Namespace) -> None:
 
 
 def costs(arguments: argparse.Namespace) -> None:
-    """List what every item of a finished scale took, from Snakemake's benchmark files, or else as shipped."""
+    """List what every item of a finished scale took, from Snakemake's benchmark files, or the table of runs."""
     from unlocked.report import costs
 
     sources = read_sources(arguments)
-    shipped = sources.frames.runs.empty and note_shipped(sources, sources.table_of_runs)
-    table = costs.of_runs(sources) if shipped else costs.table(sources.plan, sources.results)
+    kept = sources.frames.runs.empty and note_kept(sources, sources.table_of_runs)
+    table = costs.of_runs(sources) if kept else costs.table(sources.plan, sources.results)
     print(table.to_json(orient="index", indent=1) if arguments.json else costs.as_markdown(table))
 
 

@@ -17,7 +17,7 @@ from unlocked.artifact.plan import Plan
 from unlocked.artifact.record import folder_of
 from unlocked.errors import DataError
 from unlocked.report import page, runs
-from unlocked.report.sources import Sources, shipped
+from unlocked.report.sources import Sources, kept
 
 FIGURES = ROOT / "paper_figures"
 TABLE = pd.read_csv(FIGURES / "reduced" / "runs.csv")
@@ -70,23 +70,24 @@ def test_a_shipped_table_is_not_emptied(sources: Sources) -> None:
 
 def test_a_table_that_cannot_be_read(tmp_path: Path) -> None:
     """One line with its name; none is no table."""
-    assert shipped(tmp_path / "runs.csv").empty
+    assert kept(tmp_path / "runs.csv").empty
     (tmp_path / "runs.csv").write_text("run,paper\nx,acid\n")
     with pytest.raises(DataError, match=r"runs\.csv: no table of runs"):
-        shipped(tmp_path / "runs.csv")
+        kept(tmp_path / "runs.csv")
 
 
-def test_a_record_counts_before_what_was_shipped(tmp_path: Path) -> None:
-    """Of a run that is in both the record is shown; an item without records shows what was shipped."""
+def test_a_record_counts_before_a_table(tmp_path: Path) -> None:
+    """Of a run that is in both the record is shown; an item without records shows the table, which was not shipped."""
     made = fake_sources(tmp_path)
     runs.write(made, made.table_of_runs)
-    kept, lost = made.plan.item("acid_figure_1"), made.plan.item("forward_gradient_width")
-    for name in set(lost.runs) - set(kept.runs):
+    there, lost = made.plan.item("acid_figure_1"), made.plan.item("forward_gradient_width")
+    for name in set(lost.runs) - set(there.runs):
         shutil.rmtree(folder_of(made.results, made.plan.runs[name]), ignore_errors=True)
     own = Sources(made.plan, made.results, made.figures)
     assert len(own.runs.runs) == len(made.frames.runs)
-    assert not own.runs_of(kept)["shipped"].any()
-    assert own.runs_of(lost)["shipped"].all()
-    assert page.facts_of(kept, own)["Runs"] == str(len(kept.runs))
-    assert page.facts_of(lost, own)["Runs"] == f"{len(lost.runs)}, shipped with this version"
-    assert page.facts_of(lost, own)["Cost"] == page.facts_of(lost, made)["Cost"]
+    assert set(own.runs_of(there)["origin"]) == {""}
+    assert set(own.runs_of(lost)["origin"]) == {"built here earlier"}
+    assert page.show(there, own)["facts"]["Runs"] == str(len(there.runs))
+    assert page.show(lost, own)["facts"]["Runs"] == f"{len(lost.runs)}, built here earlier"
+    assert page.show(lost, own)["facts"]["Cost"] == page.show(lost, made)["facts"]["Cost"]
+    assert "completed, built here earlier" in set(page.list_of_runs("forward_gradient", own)["Status"])

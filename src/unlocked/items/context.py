@@ -64,20 +64,23 @@ class Context:
         return facts(self.frames.runs, self.scale, self.planned)
 
 
-def facts(runs: pd.DataFrame, scale: str, planned: int) -> dict[str, str]:
+def facts(runs: pd.DataFrame, scale: str, planned: int, origin: str = "") -> dict[str, str]:
     """Scale, data, seeds, number of runs and their cost, of the runs that are there."""
     if not planned:
         return {"Scale": scale, "Runs": "none: computed without training"}
-    if runs.empty:
-        return {"Scale": scale, "Data": "–", "Seeds": "–", "Runs": f"0 of {planned} recorded"}
-    memory = human_bytes(runs["memory_mb"].max() * 2**20)
-    return {
-        "Scale": scale,
-        "Data": data_titles(runs),
-        "Seeds": ", ".join(map(str, sorted(runs["seed"].unique()))),
-        "Runs": (str(planned) if len(runs) == planned else f"{len(runs)} of {planned} recorded") + lost(runs),
-        "Cost": f"{human_time(runs['wall_seconds'].sum())} in all, at most {memory} of memory",
-    }
+    known = {"Scale": scale, "Data": "–", "Seeds": "–", "Runs": counted(runs, planned, origin)}
+    if len(runs):
+        memory = human_bytes(runs["memory_mb"].max() * 2**20)
+        known |= {"Data": data_titles(runs), "Seeds": ", ".join(map(str, sorted(runs["seed"].unique())))}
+        known["Cost"] = f"{human_time(runs['wall_seconds'].sum())} in all, at most {memory} of memory"
+    return known
+
+
+def counted(runs: pd.DataFrame, planned: int, origin: str = "") -> str:
+    """`30`, or `20 of 30 recorded`, and how many diverged; where runs are from that are not recorded here."""
+    if origin:
+        return f"{len(runs)}{lost(runs)}, {origin}"
+    return (str(planned) if len(runs) == planned else f"{len(runs)} of {planned} recorded") + lost(runs)
 
 
 def data_titles(runs: pd.DataFrame) -> str:

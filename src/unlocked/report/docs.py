@@ -14,13 +14,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from PIL import Image
 
 from unlocked.artifact.config import ROOT
 from unlocked.errors import DataError
 from unlocked.items import style
 from unlocked.report import claims, costs
-from unlocked.report.sources import Sources
+from unlocked.report.sources import SUMS, Sources
 from unlocked.units import plural
 
 PICTURE = ROOT / "docs" / "overview.png"
@@ -99,8 +98,8 @@ def renewed(text: str, mark: str, block: str) -> str:
 
 
 def pages(sources: Sources) -> dict[Path, str]:
-    """Every page with its tables renewed."""
-    texts: dict[Path, str] = {}
+    """Every page with its tables renewed, and the sums by which the shipped tables are known."""
+    texts = {SUMS: sums(sources)}
     for (name, mark), make in BLOCKS.items():
         path = ROOT / name
         texts[path] = renewed(texts.get(path) or path.read_text(), mark, make(sources))
@@ -112,9 +111,8 @@ def bars(ax: Axes, table: pd.DataFrame, rows: Bars, value: str, ends: str) -> No
     for y, (label, color, chosen) in enumerate(rows):
         (row,) = table[(table[list(chosen)] == pd.Series(chosen)).all(axis=1)].to_dict("records")
         ax.barh(y, 100 * row[value], xerr=100 * row[ends], color=color, height=0.65)
-        ax.text(
-            1, y, label, va="center", color="white" if color not in (style.SKY, style.ORANGE) else "black", fontsize=7
-        )
+        ink = "black" if color in (style.SKY, style.ORANGE) else "white"
+        ax.text(1, y, label, va="center", color=ink, fontsize=7)
     ax.set(yticks=[], xlim=(0, 100), xlabel="test accuracy (%)")
     ax.invert_yaxis()
     ax.grid(False)
@@ -142,19 +140,17 @@ def overview(sources: Sources) -> Figure:
     return figure
 
 
-def digest(sources: Sources) -> str:
-    """Of the numbers that the picture shows."""
-    folder = sources.figures / sources.plan.scale.name
-    return hashlib.sha256(b"".join((folder / name).read_bytes() for name in DRAWN_FROM)).hexdigest()
+def sums(sources: Sources) -> str:
+    """What `sha256sum` prints of the tables that all this is made from."""
+    paths = [f"{sources.plan.scale.name}/{name}" for name in ("claims/verdicts.csv", "runs.csv", *DRAWN_FROM)]
+    lines = [(hashlib.sha256((sources.figures / path).read_bytes()).hexdigest(), path) for path in paths]
+    return "".join(f"{digest}  {path}\n" for digest, path in lines)
 
 
 def stale(sources: Sources) -> list[Path]:
-    """What does not say what the shipped results say."""
-    old = [path for path, text in pages(sources).items() if path.read_text() != text]
-    if not PICTURE.is_file():
-        return [*old, PICTURE]
-    with Image.open(PICTURE) as image:
-        return old if image.info.get("Source") == digest(sources) else [*old, PICTURE]
+    """What does not say what the shipped results say; the picture if any of their tables changed."""
+    old = [path for path, text in pages(sources).items() if not path.is_file() or path.read_text() != text]
+    return old + [PICTURE] * (SUMS in old or not PICTURE.is_file())
 
 
 def write(sources: Sources) -> list[Path]:
@@ -162,7 +158,7 @@ def write(sources: Sources) -> list[Path]:
     old, texts = stale(sources), pages(sources)
     for path in old:
         if path == PICTURE:
-            overview(sources).savefig(path, dpi=200, bbox_inches="tight", metadata={"Source": digest(sources)})
+            overview(sources).savefig(path, dpi=200, bbox_inches="tight")
         else:
             path.write_text(texts[path])
     return old

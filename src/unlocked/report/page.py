@@ -1,7 +1,7 @@
 """What was made at a scale, items, verdicts, runs and where all came from; and the HTML page of it, one file.
 
-Items are read from the `<id>.json` beside each, verdicts from the numbers of their table, runs from the records, or
-from the table of runs that was shipped. Other scales of which there is something stand beside the page's own.
+Items are read from the `<id>.json` beside each, verdicts from the numbers of their table, runs from the records or the
+table of runs. Other scales of which there is something stand beside the page's own.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +20,13 @@ from unlocked.artifact import config
 from unlocked.artifact.captions import caption_of, numbering, title_of
 from unlocked.artifact.plan import CLAIMS, Item
 from unlocked.errors import DataError
-from unlocked.items.context import data_titles, facts, lost
+from unlocked.items.context import counted, data_titles, facts
 from unlocked.items.frames import Frames
 from unlocked.items.output import atomically
 from unlocked.items.table import NONE, Table
 from unlocked.papers import PAPERS
 from unlocked.report import claims
-from unlocked.report.sources import SHIPPED, Sources
+from unlocked.report.sources import Sources
 from unlocked.units import human_bytes, human_time, plural
 
 DOWNLOADS = {"csv": "CSV", "pdf": "PDF", "tex": "LaTeX"}
@@ -36,66 +36,58 @@ LARGEST_DOWNLOAD = 300_000  # bytes; a larger file stays beside the page
 
 
 def show(item: Item, sources: Sources) -> dict[str, Any]:
-    """An item as reports show it; `picture` and `table` are both None while it is not built.
-
-    A picture is a PNG, because an SVG's text waits for fonts that readers may lack.
-    """
-    stem = item.stem(sources.figures, sources.plan.scale.name)
+    """An item as reports show it; `picture` and `table` are both None while it is not built."""
     runs, scale = sources.runs_of(item), sources.plan.scale.name
-    shown: dict[str, Any] = {"name": item.name, "kind": item.config.kind, "command": sources.command(item.name)}
-    shown |= {"scale": scale, "picture": None, "table": None, "downloads": [], "runs": list(runs.index)}
-    shown |= {"title": title_of(item), "caption": caption_of(item, sources.plan), "facts": facts_of(item, sources)}
-    shown["built"] = all(stem.with_suffix(f".{suffix}").is_file() for suffix in item.suffixes)
-    if not shown["built"]:
-        return shown
-    path = stem.with_suffix(".json")
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        shown |= {key: about[key] for key in ("title", "caption")}
-        shown["facts"] = shown["facts"] if is_shipped(runs) else about["facts"]
-        if item.config.kind == "table":
-            shown["table"] = Table.from_json(about["table"]).narrow()
-        else:
-            shown["picture"] = {"path": stem.with_suffix(".png"), **about["picture"]}
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: cannot be read ({reason}); delete it and build the item again") from None
-    files = [(label, stem.with_suffix(f".{kind}")) for kind, label in DOWNLOADS.items()]
-    shown["downloads"] = [own for own in files if own[1].is_file() and own[1].stat().st_size <= LARGEST_DOWNLOAD]
+    stem, origin = item.stem(sources.figures, scale), origin_of(runs)
+    shown = {
+        "name": item.name, "kind": item.config.kind, "scale": scale, "command": sources.command(item.name),
+        "title": title_of(item), "caption": caption_of(item, sources.plan), "runs": list(runs.index),
+        "facts": facts(runs, scale, len(item.runs), origin), "picture": None, "table": None, "downloads": [],
+        "built": all(stem.with_suffix(f".{suffix}").is_file() for suffix in item.suffixes),
+    }  # fmt: skip
+    if shown["built"]:
+        shown |= as_built(stem, item.config.kind) | ({"facts": shown["facts"]} if origin else {})
+        files = [(label, stem.with_suffix(f".{kind}")) for kind, label in DOWNLOADS.items()]
+        shown["downloads"] = [own for own in files if own[1].is_file() and own[1].stat().st_size <= LARGEST_DOWNLOAD]
     return shown
 
 
-def is_shipped(runs: pd.DataFrame) -> bool:
-    """Whether there are runs, and none was recorded here."""
-    return bool(len(runs)) and bool(runs["shipped"].all())
+def as_built(stem: Path, kind: str) -> dict[str, Any]:
+    """Title, caption, facts, and picture or table of an item, from its JSON file.
+
+    A picture is a PNG, because an SVG's text waits for fonts that readers may lack.
+    """
+    path = stem.with_suffix(".json")
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        shown = {key: about[key] for key in ("title", "caption", "facts")}
+        if kind == "table":
+            return shown | {"table": Table.from_json(about["table"]).narrow()}
+        return shown | {"picture": {"path": stem.with_suffix(".png"), **about["picture"]}}
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path}: cannot be read ({reason}); delete it and build the item again") from None
 
 
-def facts_of(item: Item, sources: Sources) -> dict[str, str]:
-    """Scale, data, seeds, runs and cost of an item, as recorded here or as shipped."""
-    runs = sources.runs_of(item)
-    known = facts(runs, sources.plan.scale.name, len(item.runs))
-    return known | ({"Runs": f"{len(runs)}{lost(runs)}, {SHIPPED}"} if is_shipped(runs) else {})
+def origin_of(runs: pd.DataFrame) -> str:
+    """Where runs are from of which none is recorded here; empty for others, and for none at all."""
+    return runs["origin"].iloc[0] if len(runs) and runs["origin"].all() else ""
 
 
 def overview(sources: Sources, built: list[bool]) -> dict[str, str]:
     """Conditions under which everything was made."""
     plan, runs = sources.plan, sources.runs.runs
-    counted = f"{len(runs)}{lost(runs)}, {SHIPPED}" if is_shipped(runs) else counted_here(sources)
+    origin = origin_of(runs)
+    number = counted(runs if origin else sources.frames.runs, len(plan.runs), origin)
     return {
         "Scale": f"{plan.scale.name}: {plan.scale.about}",
         "Seeds": ", ".join(map(str, plan.scale.seeds)),
         "Items": f"{sum(built)} of {len(built)} built",
-        "Runs": f"{counted}, {human_time(sources.runs.column('wall_seconds').sum())} in all, one after the other",
+        "Runs": f"{number}, {human_time(sources.runs.column('wall_seconds').sum())} in all, one after the other",
         "Changed": " ".join(plan.overrides) or "nothing",
         "Data": data_titles(runs[sources.runs.column("data.name").notna()]) or NONE,
         "Numbering": numbering(plan.items.values()),
     }
-
-
-def counted_here(sources: Sources) -> str:
-    """`30`, or `20 of 30 recorded`, and how many of these diverged."""
-    planned, runs = len(sources.plan.runs), sources.frames.runs
-    return (str(planned) if len(runs) == planned else f"{len(runs)} of {planned} recorded") + lost(runs)
 
 
 def provenance(frames: Frames) -> dict[str, pd.DataFrame]:
@@ -145,7 +137,8 @@ def list_of_runs(paper: str, sources: Sources) -> pd.DataFrame:
         for name, (key, form) in forms.items()
     }
     status = runs.column("status").fillna("not trained")
-    status = status.where(runs.column("shipped") != True, status + ", shipped")  # noqa: E712 - elementwise
+    origin = runs.column("origin").fillna("").str.removesuffix(" with this version")
+    status = (status + ", " + origin).str.removesuffix(", ")
     plan = sources.plan
     readers = [plan.items_of(name) if name in plan.runs else known.at[name, "items"] for name in planned]
     return pd.DataFrame({"Run": list(planned), "Status": status, **took, "Items": readers})
@@ -193,6 +186,7 @@ def render(sources: Sources) -> str:
     scales = {own.plan.scale.name: own for own in sources.beside()}
     shown = {group: [columns_of(item, scales, sources) for item in sources.items(group)] for group in (*PAPERS, CLAIMS)}
     judged, links = read_claims(sources), links_of_claims(sources)
+    verdicts = Counter(parts[0]["claim_verdict"] for parts in judged)
     script = (TEMPLATES / "page.js").read_text()
     options: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, **options)
@@ -204,7 +198,7 @@ def render(sources: Sources) -> str:
         overview=overview(sources, [item["own"]["built"] for group in shown.values() for item in group]),
         claims=judged,
         matrix=verdict_rows(scales),
-        verdicts=", ".join(counted(parts[0]["claim_verdict"] for parts in judged)),
+        verdicts=", ".join(f"{count} {word}" for word, count in verdicts.most_common()),
         links=links,
         shown=shown,  # by paper, and about the claims
         titles={item["own"]["name"]: item["own"]["title"] for group in shown.values() for item in group},
@@ -225,11 +219,6 @@ def columns_of(item: Item, scales: Mapping[str, Sources], sources: Sources) -> d
     columns = [own if scale == own["scale"] else others[scale] for scale in scales]
     claimed = [name for name, claim in sources.plan.claims.items() if not set(claim.runs).isdisjoint(item.runs)]
     return {"own": own, "columns": [shown for shown in columns if shown["built"]], "claims": claimed}
-
-
-def counted(words: Iterable[str]) -> list[str]:
-    """`3 supported`, the most frequent first."""
-    return [f"{count} {word}" for word, count in Counter(words).most_common()]
 
 
 def write(sources: Sources, out: Path) -> Path:

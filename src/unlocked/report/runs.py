@@ -19,8 +19,7 @@ from unlocked.errors import DataError
 from unlocked.items.output import atomically
 from unlocked.papers.run import Run
 from unlocked.report.inference import FEWEST
-from unlocked.report.sources import COLUMNS as IN_FRAMES
-from unlocked.report.sources import Sources
+from unlocked.report.sources import COLUMNS, RENAMED, Sources, read_runs
 from unlocked.units import plural
 
 METRICS = ["test_accuracy", "train_loss", "consensus_distance"]  # those of the last measurement; the digest has all
@@ -29,11 +28,6 @@ MACHINE = ["processor", "threads", "python", "torch"]  # what decides the roundi
 ERROR = 0.05  # chance that anything is said to differ in a comparison in which nothing does
 FORMER = {"consensus_distance_auxiliary": "consensus_distance_twin"}  # its name in the tables that were shipped
 DIGESTED = ["step", "epoch", "virtual_time", "metric", "index", "value"]
-COLUMNS = (
-    "paper", "status", "seed", *METRICS, "history", "gradients", "communications", "seconds", "memory_mb", "config",
-    "code", "commit", "modified", "data", "data_sha256", "processor", "threads", "python", "torch", "items", "group",
-)  # fmt: skip
-NAMES = {column: name for name, column in IN_FRAMES.items()}  # those of `Frames`
 
 
 def digest(history: pd.DataFrame) -> str:
@@ -59,7 +53,7 @@ def table(sources: Sources) -> pd.DataFrame:
         processor=frames.column("hardware").str.get("processor"),
         **{name: frames.column("versions").str.get(name) for name in ("python", "torch")},
     )
-    columns = {name: frames.column(NAMES.get(name, name)) for name in COLUMNS}
+    columns = {name: frames.column(RENAMED.get(name, name)) for name in (*COLUMNS, "group")}
     return pd.DataFrame(columns).fillna({"data": "none"}).rename_axis("run").reset_index()
 
 
@@ -76,11 +70,7 @@ def compare(runs: pd.DataFrame, path: Path) -> str:
     `same`: to the last bit. `differs`: not so on the same kind of machine, or beyond what other seeds would give.
     `agrees`: within that.
     """
-    try:
-        known = pd.read_csv(path).set_index("run")
-        known[["history", *METRICS, *MACHINE]]
-    except (OSError, KeyError, ValueError) as error:
-        raise DataError(f"{path}: no table of runs ({type(error).__name__}: {error})") from None
+    known = read_runs(path)
     now = runs[runs["run"].isin(known.index)].set_index("run")
     if now.empty:
         raise DataError(f"{path}: none of the runs here is in it; to train one: unlocked train --runs ID --results DIR")
@@ -115,7 +105,7 @@ def judged(row: pd.Series, known: pd.DataFrame, level: float) -> str:
     changes = ", ".join(f"{key} {then[key]:.6g} -> {row[key]:.6g}" for key in shown)
     if [str(row[key]) for key in MACHINE] == [str(then[key]) for key in MACHINE]:
         return f"{row.name}: differs, though the machine and the versions are alike: {changes}"
-    seeds = known[known["group"] == then["group"]] if "group" in known else known.loc[[row.name]]
+    seeds = known[known["group"] == then["group"]]
     outside = [key for key in shown if not within_spread(row[key], seeds[key], level)]
     return f"{row.name}: {'differs' if outside else 'agrees'}, by the spread of {plural(len(seeds), 'seed')}: {changes}"
 

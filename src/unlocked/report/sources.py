@@ -1,11 +1,12 @@
-"""What reports read: a scale's plan, the records that are there, and the results that came with this version.
+"""What reports read: a scale's plan, the records that are there, and the results that stand in the folder of figures.
 
-Who trained nothing has the shipped table of runs (`<figures>/<scale>/runs.csv`), figures, tables and verdicts. A run
-that is recorded here counts before the same run in that table.
+Who trained nothing has the table of runs that was shipped (`<figures>/<scale>/runs.csv`), figures, tables and verdicts;
+who removed the records has those that were built here. A record counts before the same run in such a table.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shlex
 from dataclasses import dataclass
@@ -21,27 +22,49 @@ from unlocked.errors import DataError
 from unlocked.items.frames import Frames
 from unlocked.vision.data import DATASETS
 
-SHIPPED = "shipped with this version"
-COLUMNS = {  # of the table of runs, by their names in `Frames`
-    "counts.gradients": "gradients", "counts.communications": "communications", "wall_seconds": "seconds",
-    "dirty": "modified", "data.name": "data", "data_checksum": "data_sha256",
-}  # fmt: skip
+SHIPPED, EARLIER = "shipped with this version", "built here earlier"
+SUMS = config.ROOT / "paper_figures" / "SHA256SUMS"  # of the tables that were shipped, as `sha256sum -c` reads them
+COLUMNS = (
+    "paper", "status", "seed", "test_accuracy", "train_loss", "consensus_distance", "history", "gradients",
+    "communications", "seconds", "memory_mb", "config", "code", "commit", "modified", "data", "data_sha256",
+    "processor", "threads", "python", "torch", "items",
+)  # fmt: skip
+RENAMED = {
+    "gradients": "counts.gradients", "communications": "counts.communications", "seconds": "wall_seconds",
+    "modified": "dirty", "data": "data.name", "data_sha256": "data_checksum",
+}  # fmt: skip  # columns that `Frames` calls otherwise
 
 
-def shipped(path: Path) -> pd.DataFrame:
-    """The table of runs as `Frames.runs` has it, with `items`, a list of names; no rows where there is no file."""
+def read_runs(path: Path) -> pd.DataFrame:
+    """A table of runs, by the names of its columns; a run of a table without groups is a group of its own."""
+    try:
+        rows = pd.read_csv(path).set_index("run")
+        return rows[list(COLUMNS)].assign(group=rows.get("group", rows.index))
+    except (OSError, ValueError, KeyError) as error:
+        raise DataError(f"{path}: no table of runs ({type(error).__name__}: {error})") from None
+
+
+def origin(path: Path) -> str:
+    """Where a table of results is from: whatever is not exactly as it was shipped was built here."""
+    known = SUMS.read_text() if SUMS.is_file() else ""
+    return SHIPPED if hashlib.sha256(path.read_bytes()).hexdigest() in known else EARLIER
+
+
+def kept(path: Path) -> pd.DataFrame:
+    """A table of runs as `Frames.runs` has it, with `items`, a list of names, and `origin`; no rows without a file."""
     if not path.is_file():
         return pd.DataFrame()
-    try:
-        rows = pd.read_csv(path).rename(columns={old: new for new, old in COLUMNS.items()}).set_index("run")
-        versions = rows[["python", "torch"]].to_dict("records")
-        rows["hardware"] = [{"processor": name} for name in rows["processor"]]
-        rows["data_source"] = [DATASETS[name].title if name in DATASETS else "none" for name in rows["data.name"]]
-        rows["data.name"] = rows["data.name"].replace("none", None)
-        columns = {"diverged": rows["status"] == "diverged", "items": rows["items"].str.split(), "versions": versions}
-        return rows.assign(**columns, shipped=True, **{"runtime.device": "cpu"})
-    except (ValueError, KeyError) as error:
-        raise DataError(f"{path}: no table of runs ({type(error).__name__}: {error})") from None
+    rows = read_runs(path).rename(columns=RENAMED)
+    names = rows["data.name"].replace("none", None)
+    return rows.assign(
+        hardware=[{"processor": name} for name in rows["processor"]],
+        versions=rows[["python", "torch"]].to_dict("records"),
+        data_source=[DATASETS[name].title if name in DATASETS else "none" for name in names],
+        diverged=rows["status"] == "diverged",
+        items=rows["items"].str.split(),
+        origin=origin(path),
+        **{"runtime.device": "cpu", "data.name": names},
+    )
 
 
 @dataclass(frozen=True)
@@ -61,19 +84,20 @@ class Sources:
         """Every run of which something is known; those that are not recorded here have no history."""
         own = self.frames.runs
         wanted = [self.plan.items_of(name) for name in own.index]
-        own = own.assign(items=pd.Series(wanted, own.index, dtype=object), shipped=False)
-        more = shipped(self.table_of_runs)
+        own = own.assign(items=pd.Series(wanted, own.index, dtype=object), origin="")
+        more = kept(self.table_of_runs)
         more = more[~more.index.isin(own.index)]
         both = [frame for frame in (own, more) if len(frame)]
         return Frames(pd.concat(both) if both else own, self.frames.history)
 
     def runs_of(self, item: Item) -> pd.DataFrame:
-        """Those that an item reads: recorded here, or else what was shipped with it."""
+        """Those that an item reads: recorded here, or else those that a table of runs tells of."""
         runs = self.runs.runs
         if runs.empty:
             return runs
         own = runs[runs["items"].map(lambda names: item.name in names).astype(bool)]
-        return own if own["shipped"].all() else own[~own["shipped"].astype(bool)]
+        here = own["origin"] == ""
+        return own[here] if here.any() else own
 
     def beside(self) -> list[Sources]:
         """All scales of which something stands in the folder of figures, this one among them."""
