@@ -73,7 +73,6 @@ def fake_verdicts(sources: Sources) -> None:
     b1 = {"id": "B1", "paper": "forward_gradient", "claim": "It is close.", "claim_verdict": claims.NOT_RUN}
     shared = {
         "kind": "published",
-        "decides": "all",
         "source": "the abstract",
         "conditions": "Ring.",
         "n": 2,

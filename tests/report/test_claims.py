@@ -87,10 +87,10 @@ def finals(metric: str, *cases: tuple[tuple[float, ...], dict[str, Any]]) -> lis
     return [make(final={metric: x}, seed=s, **own) for values, own in cases for s, x in enumerate(values)]
 
 
-def claim_of(ran: list[Ran], parts: int = 1, decides: str = "all", **changes: Any) -> Claim:
+def claim_of(ran: list[Ran], parts: int = 1, **changes: Any) -> Claim:
     """A claim about these runs whose parts are all `PART` with changes."""
     part = replace(PART, **changes)
-    own = ClaimConfig("acid", claim="It falls.", source="abstract", conditions="Ring.", decides=decides)
+    own = ClaimConfig("acid", claim="It falls.", source="abstract", conditions="Ring.")
     return Claim("A1", own, {f"part {k}": part for k in range(parts)}, {one.run.id: one.run for one in ran})
 
 
@@ -165,8 +165,9 @@ def ranked() -> list[Ran]:
 Case = tuple[str, Callable[[], list[Ran]], dict[str, Any], float]
 EFFECTS: dict[str, Case] = {
     "within a run: the geometric mean over blocks, of the last evaluation alone": (
-        "ratio_within", within,
-        {"runs": {}, "measure": "error_random_activity", "against": "error_random_weight"}, math.sqrt(0.5 * 0.25),
+        "ratio", within,
+        {"of": {}, "to": {}, "measure": "error_random_activity", "against": "error_random_weight"},
+        math.sqrt(0.5 * 0.25),
     ),
     "two measures of a run: the difference of the means over blocks, of the last evaluation alone": (
         "difference", aligned,
@@ -394,29 +395,20 @@ def test_verdicts_of_intervals(middle: float, part: Part, expected: str) -> None
 
 
 def test_a_claim_is_the_sum_of_its_parts() -> None:
-    """Where all must hold the worst part decides, where any will do the best."""
+    """The worst part decides."""
     assert claims.combined([SUPPORTED, SUPPORTED]) == SUPPORTED
     assert claims.combined([SUPPORTED, INCONCLUSIVE]) == INCONCLUSIVE
     assert claims.combined([SUPPORTED, NOT_RUN, INCONCLUSIVE]) == NOT_RUN
     assert claims.combined([INCONCLUSIVE, NOT_RUN, NOT_SUPPORTED]) == NOT_SUPPORTED
     assert claims.combined([NO_DIFFERENCE, SUPPORTED, INCONCLUSIVE]) == NO_DIFFERENCE
-    assert claims.combined([NOT_SUPPORTED, SUPPORTED, INCONCLUSIVE], "any") == SUPPORTED
-    assert claims.combined([NOT_SUPPORTED, NO_DIFFERENCE], "any") == NO_DIFFERENCE
-    assert claims.combined([NOT_SUPPORTED, NOT_SUPPORTED], "any") == NOT_SUPPORTED
 
 
 def test_where_one_part_can_decide_its_chance_is_corrected() -> None:
-    """Two parts: for a claim of which any will do the p-values that hold are doubled, else those that fail."""
-    runs = pairs((1.0, 0.80), (1.0, 0.96), (1.0, 0.86))  # p = .035
-    alone = judge(runs)[0]["p"]
-    both = [claims.judged(claim_of(runs, parts=2, decides=decides), evidence(*runs)) for decides in ("all", "any")]
-    assert [part["p"] for rows in both for part in rows] == pytest.approx([alone, alone, 2 * alone, 2 * alone])
+    """Any part can refute a claim: with two of them the p-values that they fail are doubled; all must hold."""
     worse = pairs((1.0, 1.13), (1.0, 1.28), (1.0, 1.2))  # p = .018 that it fails
-    verdicts = [
-        {row["verdict"] for row in claims.judged(claim_of(worse, parts=2, decides=decides), evidence(*worse))}
-        for decides in ("all", "any")
-    ]
-    assert verdicts == [{INCONCLUSIVE}, {NOT_SUPPORTED}]
+    one, two = (claims.judged(claim_of(worse, parts=count), evidence(*worse)) for count in (1, 2))
+    assert [part["verdict"] for part in (*one, *two)] == [NOT_SUPPORTED, INCONCLUSIVE, INCONCLUSIVE]
+    assert len({part["p"] for part in (*one, *two)}) == 1
 
 
 def test_thresholds_and_intervals_as_text() -> None:
@@ -440,7 +432,7 @@ def test_rows_have_the_columns_that_others_read(tmp_path: Path) -> None:
     rows = claims.table({"A9": claim}, frames(*runs, *pairs((1.0, 9.0), workers=16)))
     assert list(rows) == [
         "id", "paper", "kind", "part", "claim", "source", "statistic", "conditions", "effect", "low", "high", "n",
-        "threshold", "p", "verdict", "reason", "decides", "claim_verdict", "unit",
+        "threshold", "p", "verdict", "reason", "claim_verdict", "unit",
     ]  # fmt: skip
     assert list(rows["part"]) == ["ratio", "rise"]
     assert set(rows["claim_verdict"]) == {claims.combined(rows["verdict"])}

@@ -109,7 +109,6 @@ class ClaimConfig(Settings):
         "the paper's; ours, about the same methods; a check of a formula",
         names=("published", "ours", "check"),
     )
-    decides: str = setting("all", "of its parts must hold", names=("all", "any"))
     claim: str = setting("", "the sentence")
     source: str = setting("", "where the paper says so")
     conditions: str = setting("", "under which it is tested here")

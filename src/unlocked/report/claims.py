@@ -1,8 +1,8 @@
 """What the papers assert, judged: effect, 95 % interval and verdict of every part of every claim, one row each.
 
 The claims stand in `configs/claims.yaml`. Each has parts, each part a statistic of the claim's runs and a threshold.
-Where all parts must hold, each is tested for itself, and Holm's correction stands on what would refute the claim, which
-one part can do; where any part will do, it is the other way round.
+All parts must hold: each is tested for itself, and Holm's correction stands on what would refute the claim, which one
+part can do.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ NO_DIFFERENCE = "no difference"  # beyond the margin
 PIPELINE_CHECK = "pipeline check"  # too few seeds for a verdict: that it was computed is all that it shows
 COLUMNS = (
     "id", "paper", "kind", "part", "claim", "source", "statistic", "conditions", "effect", "low", "high", "n",
-    "threshold", "p", "verdict", "reason", "decides", "claim_verdict", "unit",
+    "threshold", "p", "verdict", "reason", "claim_verdict", "unit",
 )  # fmt: skip
-LATER = {"kind": "published", "p": math.nan, "decides": "all"}  # what tables of earlier versions do not have
+LATER = {"kind": "published", "p": math.nan}  # what tables of earlier versions do not have
 HEADER = ("id", "statement", "effect [95 % interval]", "n", "claimed", "verdict")
 KINDS = {"published": "", "ours": "(ours) ", "check": "(check) "}  # before the sentence
-DECIDES = {"all": "All parts must hold.", "any": "Any part will do (Holm's correction)."}
+WORST_FIRST = (NOT_SUPPORTED, NOT_RUN, PIPELINE_CHECK, NO_DIFFERENCE, INCONCLUSIVE, SUPPORTED)
 
 
 def bounds(part: Part) -> tuple[float, float]:
@@ -72,12 +72,9 @@ def verdict(effect: Effect, part: Part, holds: float, fails: float) -> str:
     return NO_DIFFERENCE if same and effect.inside(*same) < LEVEL else INCONCLUSIVE
 
 
-def combined(verdicts: Iterable[str], decides: str = "all") -> str:
-    """A claim's verdict: where all parts must hold the worst one; where any will do, supported if one is."""
-    present = set(verdicts)
-    worst = (NOT_SUPPORTED, NOT_RUN, PIPELINE_CHECK, NO_DIFFERENCE, INCONCLUSIVE, SUPPORTED)
-    any_will_do = (SUPPORTED, NOT_RUN, PIPELINE_CHECK, INCONCLUSIVE, NO_DIFFERENCE, NOT_SUPPORTED)
-    return next(word for word in (worst if decides == "all" else any_will_do) if word in present)
+def combined(verdicts: Iterable[str]) -> str:
+    """A claim's verdict: that of its worst part."""
+    return min(verdicts, key=WORST_FIRST.index)
 
 
 def effect_of(part: Part, evidence: Evidence) -> tuple[Effect, str | None]:
@@ -95,11 +92,7 @@ def judged(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
     parts = list(claim.parts.values())
     known = [effect_of(part, evidence) for part in parts]
     holds = [effect.inside(*bounds(part)) for part, (effect, _) in zip(parts, known, strict=True)]
-    fails = [effect.outside(*bounds(part)) for part, (effect, _) in zip(parts, known, strict=True)]
-    if claim.config.decides == "all":
-        fails = inference.holm(fails)
-    else:
-        holds = inference.holm(holds)
+    fails = inference.holm([effect.outside(*bounds(part)) for part, (effect, _) in zip(parts, known, strict=True)])
     rows = []
     for name, part, (effect, none), *chances in zip(claim.parts, parts, known, holds, fails, strict=True):
         about: dict[str, Any] = {"part": name, "statistic": part.says, "unit": part.unit, "threshold": threshold(part)}
@@ -122,8 +115,8 @@ def table(claims: Mapping[str, Claim], frames: Frames) -> pd.DataFrame:
     for name, claim in claims.items():
         own, parts = claim.config, judged(claim, Evidence.of(claim.runs, frames))
         about = {"id": name, "conditions": conditions(claim)}
-        about |= {key: getattr(own, key) for key in ("paper", "kind", "claim", "source", "decides")}
-        about["claim_verdict"] = combined((part["verdict"] for part in parts), own.decides)
+        about |= {key: getattr(own, key) for key in ("paper", "kind", "claim", "source")}
+        about["claim_verdict"] = combined(part["verdict"] for part in parts)
         rows += [about | part for part in parts]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -179,7 +172,7 @@ def as_table(rows: pd.DataFrame) -> Table:
         cells += [("", f"· {p['statistic']}", p["interval"], str(p["n"]), p["claimed"], p["verdict"]) for p in parts]
         reasons = "; ".join(f"{part['part']}: {part['reason']}" for part in parts if part["reason"])
         because = f" Note on {reasons}." if reasons else ""
-        how = f" {DECIDES[claim['decides']]}" * (len(parts) > 1)
+        how = " All parts must hold." * (len(parts) > 1)
         notes.append(f"{claim['id']}: {claim['source']}. {claim['conditions']}{how}{because}")
     return Table(HEADER, tuple(cells), (False,) * len(HEADER), tuple(notes), rows)
 

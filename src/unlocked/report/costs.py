@@ -1,15 +1,14 @@
-"""What every table and figure took, from the benchmark files that Snakemake leaves with each job of a finished scale.
+"""What every table and figure took: from the benchmark files that Snakemake leaves with each job, or a table of runs.
 
-A training job holds runs of many items. What it took is split over its runs as the plan's estimates are. So an item has
-two costs: its runs, which is what building it alone takes, and its share of them, every run split evenly over the items
-that read it, which adds up to the whole.
+An item has two costs: its runs, which is what building it alone takes, and its share of them, every run split evenly
+over the items that read it, which adds up to the whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
@@ -32,48 +31,39 @@ def table(plan: Plan, results: Path) -> pd.DataFrame:
     """One row per item, the last one the total, where every job counts once; `DataError` where one has not run."""
     folder = results / plan.scale.name
     wanted = [batch for batch in plan.batches.values() if any(map(plan.wanted_by.get, batch.runs))]
-    runs = {name: cost for batch in wanted for name, cost in split(batch, plan, folder)}
-    shares = {name: cost / len(plan.wanted_by[name]) for name, cost in runs.items() if plan.wanted_by[name]}
-    rows: dict[str, dict[str, Any]] = {}
-    for name, item in plan.items.items():
-        drawing = benchmark(folder / item.paper, item.id)
-        whole, share = (pd.DataFrame([drawing, *map(of.get, item.runs)]) for of in (runs, shares))
-        asked = resources.of_job([plan.runs[run] for run in item.runs])
-        rows[name] = {
-            "alone_minutes": whole["s"].sum() / 60,
-            "share_minutes": share["s"].sum() / 60,
-            "core_minutes": share["cpu_time"].sum() / 60,
-            "memory_mb": whole["max_rss"].max(),
-            "on": "GPU" if asked.gpu else plural(asked.threads, "core"),
-        }
-    costs = pd.DataFrame.from_dict(rows, orient="index")
-    spent, cores = costs["share_minutes"].sum(), costs["core_minutes"].sum()
-    costs.loc["everything"] = (spent, spent, cores, costs["memory_mb"].max(), ", ".join(sorted(set(costs["on"]))))
-    return costs.rename_axis("item")
+    drawn = {name: benchmark(folder / item.paper, item.id) for name, item in plan.items.items()}
+    took = pd.concat([pd.DataFrame(drawn).T, *(split(batch, plan, folder) for batch in wanted)])
+    costs = by_item(took, {name: [name, *item.runs] for name, item in plan.items.items()})
+    asked = [resources.of_job([plan.runs[run] for run in item.runs]) for item in plan.items.values()]
+    places = ["GPU" if job.gpu else plural(job.threads, "core") for job in asked]
+    return costs.assign(on=[*places, ", ".join(sorted(set(places)))])
 
 
 def of_runs(sources: Sources) -> pd.DataFrame:
-    """The same from the table of runs that was shipped: runs, each split evenly over its items, and no drawing."""
-    runs, rows = sources.runs.runs, {}
-    share = runs["wall_seconds"] / runs["items"].map(len)
-    for name, item in sources.plan.items.items():
-        own = sources.runs_of(item)
-        minutes = {"alone_minutes": own["wall_seconds"].sum() / 60, "share_minutes": share[own.index].sum() / 60}
-        rows[name] = minutes | {"memory_mb": own["memory_mb"].max()}
-    costs = pd.DataFrame.from_dict(rows, orient="index")
-    spent = runs["wall_seconds"].sum() / 60
-    costs.loc["everything"] = (spent, spent, costs["memory_mb"].max())
-    return costs.rename_axis("item")
+    """The same from a table of runs, without what drawing took."""
+    took = sources.runs.runs[["wall_seconds", "memory_mb"]].set_axis(["s", "max_rss"], axis=1).assign(cpu_time=0.0)
+    needs = {name: list(sources.runs_of(item).index) for name, item in sources.plan.items.items()}
+    return by_item(took, needs).drop(columns="core_minutes")
 
 
-def split(batch: Batch, plan: Plan, folder: Path) -> Iterator[tuple[str, pd.Series]]:
-    """What every run of a job took."""
-    took, costs = benchmark(folder / batch.paper, batch.id), [plan.runs[name].estimate().seconds for name in batch.runs]
-    whole = sum(costs) or 1.0
-    for name, cost in zip(batch.runs, costs, strict=True):
-        part = took * cost / whole
-        part["max_rss"] = took["max_rss"]
-        yield name, part
+def by_item(took: pd.DataFrame, needs: Mapping[str, Sequence[str]]) -> pd.DataFrame:
+    """What items cost, by what each part that one or several of them need took (`TAKEN`)."""
+    readers = pd.Series(list(itertools.chain(*needs.values()))).value_counts()
+    share, rows = took.div(readers.reindex(took.index), axis=0), {}
+    for name, parts in needs.items():
+        own, part = took.loc[parts], share.loc[parts]
+        rows[name] = (own["s"].sum() / 60, part["s"].sum() / 60, part["cpu_time"].sum() / 60, own["max_rss"].max())
+    spent = took["s"].sum() / 60
+    rows["everything"] = (spent, spent, took["cpu_time"].sum() / 60, took["max_rss"].max())
+    return pd.DataFrame.from_dict(rows, orient="index", columns=list(HEADER)).rename_axis("item")
+
+
+def split(batch: Batch, plan: Plan, folder: Path) -> pd.DataFrame:
+    """What every run of a job took: its time by the plan's estimates, all its memory."""
+    took = benchmark(folder / batch.paper, batch.id)
+    costs = pd.Series({name: plan.runs[name].estimate().seconds for name in batch.runs})
+    parts = costs / (costs.sum() or 1.0)
+    return pd.DataFrame({"s": took["s"] * parts, "cpu_time": took["cpu_time"] * parts, "max_rss": took["max_rss"]})
 
 
 def benchmark(folder: Path, job: str) -> pd.Series:
@@ -87,11 +77,8 @@ def benchmark(folder: Path, job: str) -> pd.Series:
 
 def as_markdown(costs: pd.DataFrame) -> str:
     """Rounded, a dash where nothing was trained."""
-    shown = {HEADER.get(name, name): costs[name] for name in costs}
-    shown |= {
-        HEADER[name]: costs[name].map(form.format, na_action="ignore")
-        for name, form in FORMATS.items()
-        if name in costs
-    }
+    shown = costs.astype(object)
+    for name in set(FORMATS) & set(costs):
+        shown[name] = costs[name].map(FORMATS[name].format, na_action="ignore")
     align = ("left", *("right" if name in FORMATS else "left" for name in costs))
-    return str(pd.DataFrame(shown).fillna(NONE).to_markdown(disable_numparse=True, colalign=align))
+    return str(shown.rename(columns=HEADER).fillna(NONE).to_markdown(disable_numparse=True, colalign=align))

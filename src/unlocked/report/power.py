@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
 import pandas as pd
 
 from unlocked.artifact.plan import Claim, Part
@@ -32,14 +33,12 @@ def table(all_claims: Mapping[str, Claim], frames: Frames, seeds: int) -> pd.Dat
 
 def effect_so_far(part: Part, evidence: Evidence) -> Effect:
     """Of the seeds whose runs are there: this is no verdict."""
-    seeds = [
-        seed for seed in evidence.frames.values("seed") if claims.effect_of(part, of_seed(evidence, seed))[0].seeds
-    ]
-    return claims.effect_of(part, of_seed(evidence, seeds))[0] if seeds else Effect()
 
+    def of(seeds: list[int]) -> Effect:
+        return claims.effect_of(part, Evidence(evidence.frames.select(seed=seeds)))[0]
 
-def of_seed(evidence: Evidence, seed: int | list[int]) -> Evidence:
-    return Evidence(evidence.frames.select(seed=seed))
+    seeds = [seed for seed in evidence.frames.values("seed") if of([seed]).seeds]
+    return of(seeds) if seeds else Effect()
 
 
 def needed(part: Part, effect: Effect, seeds: int) -> tuple[object, ...]:
@@ -50,16 +49,9 @@ def needed(part: Part, effect: Effect, seeds: int) -> tuple[object, ...]:
     edges = [effect.tested(edge) for edge in claims.bounds(part) if math.isfinite(edge)]
     distance = min(abs(effect.tested(effect.value) - edge) for edge in edges)
     find = inference.seeds_for(distance, deviation)
-    width = half_margin(part)
-    none = width and inference.seeds_for(width, deviation, inference.power_of_equivalence)
+    ends = [effect.tested(end) for end in claims.margins(part) or ()]
+    none = inference.seeds_for(np.ptp(ends) / 2, deviation, inference.power_of_equivalence) if ends else None
     return effect.n, effect.value, deviation, find, none, inference.detectable(deviation, seeds)
-
-
-def half_margin(part: Part) -> float | None:
-    """On the scale of the test."""
-    if part.margin is None:
-        return None
-    return math.log(1 + part.margin) if part.unit == "ratio" else part.margin
 
 
 def as_markdown(powers: pd.DataFrame, seeds: int) -> str:

@@ -14,7 +14,8 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -40,41 +41,27 @@ class NotRun(Exception):
     """A run that a statistic needs has no record; the message says which."""
 
 
-class Measure(NamedTuple):
-    """A number by run, and what a run has that diverged."""
-
-    of: Callable[[Frames], pd.Series]
-    worst: float
+def final(frames: Frames, metric: str, scale: float = 1.0) -> pd.Series:
+    """A final metric; a share in percent."""
+    return scale * frames.column(metric).astype(float)
 
 
-def percent(frames: Frames, metric: str) -> pd.Series:
-    """A final metric that is a share."""
-    return 100 * frames.column(metric).astype(float)
-
-
-def final(frames: Frames, metric: str) -> pd.Series:
-    """A final metric as it is."""
-    return frames.column(metric).astype(float)
-
-
-HIGH, LOW = math.inf, -math.inf
-MEASURES: dict[str, Measure] = {
-    "consensus_distance": Measure(measures.consensus, HIGH),
-    "test_accuracy": Measure(functools.partial(percent, metric="test_accuracy"), LOW),
-    "worker_test_accuracy": Measure(functools.partial(percent, metric="worker_test_accuracy_mean"), LOW),
-    "loss_difference": Measure(functools.partial(measures.settled, metric="loss_difference"), HIGH),
-    "test_loss": Measure(functools.partial(final, metric="test_loss"), HIGH),
-    "cosine": Measure(functools.partial(measures.settled, metric="cosine"), LOW),
+Measure = Callable[[Frames], pd.Series]  # a number by run
+HIGH: dict[str, Measure] = {  # of these a run that diverged has infinitely much
+    "consensus_distance": measures.consensus,
+    "loss_difference": partial(measures.settled, metric="loss_difference"),
+    "test_loss": partial(final, metric="test_loss"),
     **{  # of the estimate from one random direction, over all that may be drawn
-        f"error_random_{space}": Measure(
-            functools.partial(measures.geometric_mean, metric=f"expected_error/random/{space}"), HIGH
-        )
+        f"error_random_{space}": partial(measures.geometric_mean, metric=f"expected_error/random/{space}")
         for space in ("activity", "weight", "weight_per_sample")
     },
+}
+LOW: dict[str, Measure] = {  # and of these infinitely little
+    "test_accuracy": partial(final, metric="test_accuracy", scale=100),
+    "worker_test_accuracy": partial(final, metric="worker_test_accuracy_mean", scale=100),
+    "cosine": partial(measures.settled, metric="cosine"),
     **{  # of target and guess, all guesses at the same weights
-        f"alignment_{guess}_{space}": Measure(
-            functools.partial(measures.mean, metric=f"alignment/{guess}/{space}"), LOW
-        )
+        f"alignment_{guess}_{space}": partial(measures.mean, metric=f"alignment/{guess}/{space}")
         for guess in ("local", "ntk", "fixed_ntk", "random")
         for space in ("activity", "weight")
     },
@@ -106,8 +93,8 @@ class Evidence:
 
     def value(self, measure: str, settings: Settings) -> float:
         """A measure of the one run with these values; infinite if it diverged."""
-        of, worst = MEASURES[choose("claim: measure", measure, MEASURES)]
-        run = self.one(settings)
+        worst, run = math.inf if measure in HIGH else -math.inf, self.one(settings)
+        of = (HIGH | LOW)[choose("claim: measure", measure, HIGH | LOW)]
         return worst if run.diverged else float(of(run).iloc[0])
 
 
@@ -124,7 +111,7 @@ def statistic(*, paired: bool = True, log: bool = False) -> Callable[[Function],
     def register(function: Function) -> Function:
         _, *arguments = inspect.signature(function).parameters or [""]
         name = name_of("statistic", function, STATISTICS, ("evidence", *arguments))
-        of_all = functools.update_wrapper(functools.partial(over_seeds, function, log), function)
+        of_all = functools.update_wrapper(partial(over_seeds, function, log), function)
         STATISTICS[name] = of_all if paired else function
         return function
 
@@ -162,14 +149,14 @@ def measured(name: str, evidence: Evidence, arguments: Settings) -> Effect:
 
 
 @statistic(log=True)
-def ratio(evidence: Evidence, *, measure: str, of: Settings, to: Settings) -> float:
-    """A measure of the run `of` over that of the run `to`.
+def ratio(evidence: Evidence, *, measure: str, of: Settings, to: Settings, against: str | None = None) -> float:
+    """A measure of the run `of` over that (or the measure `against`) of the run `to`.
 
     `time_to_loss` is a measure of the two together: the virtual time until the training loss is at a level that both
     reach, within 2 % of the higher of their lowest losses.
     """
     if measure != "time_to_loss":
-        return quotient(evidence.value(measure, of), evidence.value(measure, to))
+        return quotient(evidence.value(measure, of), evidence.value(against or measure, to))
     slow, fast = evidence.one(of), evidence.one(to)
     if slow.diverged or fast.diverged:
         return quotient(*(math.inf if run.diverged else 1.0 for run in (slow, fast)))
@@ -183,12 +170,6 @@ def ratio(evidence: Evidence, *, measure: str, of: Settings, to: Settings) -> fl
 def quotient(upper: float, lower: float) -> float:
     """Of two measures, either of which may be infinite; NaN if both are."""
     return math.nan if math.isinf(upper) and math.isinf(lower) else upper / lower
-
-
-@statistic(log=True)
-def ratio_within(evidence: Evidence, *, runs: Settings, measure: str, against: str) -> float:
-    """Two measures of the same run."""
-    return quotient(evidence.value(measure, runs), evidence.value(against, runs))
 
 
 @statistic(log=True)
