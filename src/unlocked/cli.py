@@ -224,9 +224,9 @@ def report(arguments: argparse.Namespace) -> None:
 
 def browse(arguments: argparse.Namespace) -> None:
     """Gather links to all offline W&B runs of a scale in one folder, by readable name, for `wandb leet`."""
-    from unlocked.report import browse
+    from unlocked.report import wandb
 
-    folder = browse.gather(read_sources(arguments))
+    folder = wandb.browse(read_sources(arguments))
     print(f"{len(list(folder.iterdir()))} runs in {folder}; curves in the terminal: wandb leet {folder}")
 
 

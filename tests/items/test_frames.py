@@ -127,7 +127,7 @@ def test_cells_stand_where_their_numbers_say() -> None:
 
 
 def test_renderings_show_the_same_cells() -> None:
-    """Markdown, LaTeX and JSON of one object; a table read back is the table."""
+    """Markdown, where a bar is escaped, LaTeX and JSON of one object; a table read back is the table."""
     lines = TABLE.markdown().splitlines()
     assert [cell.strip() for cell in lines[2].strip("|").split("|")] == list(TABLE.rows[0])
     assert lines[-1] == "≥ 1."
@@ -139,6 +139,7 @@ def test_renderings_show_the_same_cells() -> None:
     assert latex.index(r"\caption{Caption of 5 \%}") < latex.index(r"\par $\geq$ 1.")
     assert r"\label{tab:five}" in latex
     assert Table.from_json(TABLE.to_json()) == TABLE
+    assert Table(("a",), (("1|2",),), (False,)).markdown().endswith("| 1\\|2 |")
 
 
 def test_a_wide_table_with_few_rows_is_turned() -> None:

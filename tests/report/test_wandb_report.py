@@ -1,9 +1,11 @@
-"""The W&B reports: valid definitions made offline, and an upload that is tested with stand-ins for the server."""
+"""The W&B reports: valid definitions made offline, and an upload that is tested with stand-ins for the server; the
+offline runs, which W&B's own reader shows."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import warnings
@@ -20,13 +22,13 @@ from unlocked.artifact.captions import caption_of, title_of
 from unlocked.artifact.plan import PANELS, Plan
 from unlocked.artifact.record import folder_of
 from unlocked.errors import DataError, SettingError
-from unlocked.items.table import Table
 from unlocked.papers import PAPERS
 from unlocked.report import summary, wandb
 from unlocked.report.sources import Sources
 
 library = pytest.importorskip("wandb_workspaces.reports.v2", reason="wandb-workspaces is not installed")
 Spec = dict[str, Any]
+LEET = Path(sys.executable).with_name("wandb")
 
 
 @pytest.fixture(autouse=True)
@@ -173,11 +175,6 @@ def test_tables_and_verdicts(specs: dict[str, Spec]) -> None:
     assert "| B1 |" in theirs[0]
 
 
-def test_a_bar_in_a_cell_is_escaped() -> None:
-    text = wandb.markdown(Table(("a", "b"), (("1|2", "3"),), (False, True), ("Note.",)))
-    assert text.replace(" ", "").splitlines() == ["|a|b|", "|:-----|----:|", "|1\\|2|3|", "", "Note."]
-
-
 def test_upload(sources: Sources, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """First what will be sent, then the runs that were not sent before, then the reports on these runs."""
     calls: list[Any] = []
@@ -228,7 +225,7 @@ def test_the_summary_of_a_scale(sources: Sources, tmp_path: Path) -> None:
     own = Sources(sources.plan, tmp_path, sources.figures)
     summary.send(own, {"entity": "", "project": "unlocked"}, "offline")
     (path,) = tmp_path.rglob("*.wandb")
-    line = [Path(sys.executable).with_name("wandb"), "leet", "inspect", "--json", path]
+    line = [LEET, "leet", "inspect", "--json", path]
     done = subprocess.run(line, capture_output=True, text=True, check=True, timeout=60)
     entries = [json.loads(text) for text in done.stdout.splitlines()]
     (history,) = [entry["history"]["item"] for entry in entries if entry["type"] == "history"]
@@ -241,6 +238,28 @@ def test_the_summary_of_a_scale(sources: Sources, tmp_path: Path) -> None:
         str(path.relative_to(sources.figures / "quick")) for path in summary.files(sources)
     }
     assert summary.verdicts(sources) == {"A1": "supported", "B1": "not run"}
+
+
+def test_browse(
+    sources: Sources, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """A link to the last W&B run of every run that has one, made anew by every call, which `wandb leet` reads."""
+    monkeypatch.setattr(cli, "read_plan", lambda *_: sources.plan)
+    run = sources.plan.runs[sources.frames.runs.index[0]]
+    folder = folder_of(tmp_path, run)
+    shutil.copytree(folder_of(sources.results, run), folder, ignore=shutil.ignore_patterns("wandb"))
+    assert cli.main(["browse", "--results", str(tmp_path)]) == 2
+    assert "there are no offline W&B runs" in capsys.readouterr().err
+    code = "import sys, wandb; run = wandb.init(mode='offline', dir=sys.argv[1]); run.log({'loss': 0.25}); run.finish()"
+    subprocess.run([sys.executable, "-c", code, folder], check=True, capture_output=True, timeout=120)
+    for _ in range(2):
+        assert cli.main(["browse", "--results", str(tmp_path)]) == 0
+    (link,) = (tmp_path / "quick" / "browse").iterdir()
+    assert link.name == f"run-{run.id}"
+    assert f"wandb leet {link.parent}" in capsys.readouterr().out
+    line = [LEET, "leet", "inspect", "--summary", "--json", link]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=60)
+    assert '"loss"' in done.stdout, done.stderr
 
 
 def test_destination_from_the_settings(sources: Sources) -> None:

@@ -56,10 +56,10 @@ class Table:
         return Table(tuple(texts), rows, **{"numeric": (False,) * len(texts.columns), "numbers": texts, **more})
 
     def markdown(self) -> str:
-        """The table and its notes."""
+        """The table and its notes; a bar in a cell is escaped."""
         align = ["right" if numeric else "left" for numeric in self.numeric]
-        frame = pd.DataFrame(self.rows, columns=self.columns)
-        body = frame.to_markdown(index=False, disable_numparse=True, colalign=align)
+        cells = [[cell.replace("|", r"\|") for cell in row] for row in self.rows]
+        body = pd.DataFrame(cells, columns=self.columns).to_markdown(index=False, disable_numparse=True, colalign=align)
         return "\n\n".join([body, *self.notes])
 
     def narrow(self) -> Table:

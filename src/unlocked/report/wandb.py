@@ -1,5 +1,5 @@
-"""The W&B reports: one per paper, from the same items, captions, tables and verdicts as the HTML report; and one W&B
-run per scale with what was made of all runs.
+"""The W&B reports: one per paper, from the same items, captions, tables and verdicts as the HTML report; and the runs
+that W&B has recorded offline, to browse and to upload.
 
 A definition is made without a server or an account, and written as JSON; uploading it, and the offline runs that its
 panels show, is a step of its own that needs a key. W&B is imported where it is used: others do not wait for it.
@@ -7,7 +7,6 @@ panels show, is a step of its own that needs a key. W&B is imported where it is 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 import subprocess
@@ -22,7 +21,6 @@ from unlocked.artifact.plan import CLAIMS, Item
 from unlocked.artifact.record import folder_of
 from unlocked.errors import DataError, SettingError
 from unlocked.items.output import atomically
-from unlocked.items.table import Table
 from unlocked.papers import PAPERS
 from unlocked.papers.run import Runtime
 from unlocked.report import claims, summary
@@ -87,18 +85,12 @@ def panels(item: Item, sources: Sources) -> list[Any]:
     return drawn
 
 
-def markdown(table: Table) -> str:
-    """A table as a Markdown block; a bar in a cell is escaped."""
-    rows = tuple(tuple(cell.replace("|", "\\|") for cell in row) for row in table.rows)
-    return dataclasses.replace(table, rows=rows).markdown()
-
-
 def section(item: Item, sources: Sources, to: dict[str, str]) -> list[Any]:
     """Title, caption, table, panels over the runs that carry its tag and the scale's, and the rebuilding command."""
     reports, shown = library(), show(item, sources)
     blocks = [reports.H2(shown["title"]), reports.P(shown["caption"])]
     if item.config.kind == "table":
-        blocks.append(reports.MarkdownBlock(text=markdown(shown["table"]) if shown["built"] else "*Not built.*"))
+        blocks.append(reports.MarkdownBlock(text=shown["table"].markdown() if shown["built"] else "*Not built.*"))
     if item.runs:
         tags = (f"item:{item.name}", f"scale:{sources.plan.scale.name}")
         tagged = " and ".join(f"Tags() in ['{tag}']" for tag in tags)
@@ -117,7 +109,7 @@ def definitions(sources: Sources, to: dict[str, str] = NOWHERE) -> dict[str, Any
     judged = claims.read(sources.verdicts)
     for key, paper in PAPERS.items():
         own = judged[judged["paper"] == key]
-        verdicts = f"Not built: `{sources.command(CLAIMS)}`" if own.empty else markdown(claims.as_table(own))
+        verdicts = f"Not built: `{sources.command(CLAIMS)}`" if own.empty else claims.as_table(own).markdown()
         blocks = [
             reports.TableOfContents(),
             reports.H1("Verdicts"),
@@ -141,11 +133,35 @@ def write(sources: Sources) -> list[Path]:
     return paths
 
 
+def folders_of_runs(sources: Sources) -> dict[str, list[Path]]:
+    """By run of the plan the folders that W&B has written beside its record, the last one last."""
+    records = {name: folder_of(sources.results, sources.plan.runs[name]) for name in sources.frames.runs.index}
+    return {
+        name: sorted(path.parent for path in folder.glob("wandb/*run-*/*.wandb")) for name, folder in records.items()
+    }
+
+
+def browse(sources: Sources) -> Path:
+    """Make a folder of links `<results>/<scale>/browse/run-<name>` to the last W&B run of every run, as `wandb leet`
+    wants it; returns it."""
+    folder = sources.results / sources.plan.scale.name / "browse"
+    last = {name: folders[-1] for name, folders in folders_of_runs(sources).items() if folders}
+    if not last:
+        raise DataError(
+            f"{folder.parent}: there are no offline W&B runs; --config wandb=offline (the default) makes them"
+        )
+    folder.mkdir(exist_ok=True)
+    for link in folder.glob("run-*"):
+        link.unlink()
+    for name, target in last.items():
+        (folder / f"run-{name}").symlink_to(target.resolve(), target_is_directory=True)
+    return folder
+
+
 def offline_runs(sources: Sources) -> list[Path]:
     """Folders of the plan's offline W&B runs that were not uploaded yet."""
-    records = [folder_of(sources.results, sources.plan.runs[name]) for name in sources.frames.runs.index]
-    folders = [path for record in records for path in sorted(record.glob("wandb/offline-run-*"))]
-    return [folder for folder in folders if any(folder.glob("*.wandb")) and not any(folder.glob("*.wandb.synced"))]
+    every = [folder for folders in folders_of_runs(sources).values() for folder in folders]
+    return [one for one in every if one.name.startswith("offline-") and not any(one.glob("*.wandb.synced"))]
 
 
 def listing(sources: Sources, to: dict[str, str]) -> str:
