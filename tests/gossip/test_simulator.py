@@ -17,8 +17,7 @@ from unlocked.errors import SettingError
 from unlocked.gossip import momentum, simulator, topology
 from unlocked.gossip.reference import replay
 from unlocked.gossip.schedule import GRADIENT
-from unlocked.papers.acid import common
-from unlocked.papers.acid.constants import dynamics_of
+from unlocked.papers.acid import common, gossip
 
 SMALL_RESNET = {"model.name": "resnet18", "model.width": 0.0625}
 EXACT, RELEASED, BASELINE = {"dynamics": "exact"}, {"dynamics": "released"}, {"method": "baseline"}
@@ -47,7 +46,7 @@ def test_engine_is_replay(tiny_run: Any, train_of: Any, sgd_momentum: float, met
         else:
             engine.execute(events, nothing, np.array([k]), training.source)
             replayed.append(("communication", t, i, int(j)))
-    x, x_tilde = replay(replayed, start, engine.constants, run.optim.lr, dynamics_of(run))
+    x, x_tilde = replay(replayed, start, engine.constants, run.optim.lr, gossip.dynamics_of(run))
     assert (x - start).abs().max() > 1e-2
     torch.testing.assert_close(engine.x, x, rtol=1e-11, atol=1e-12)
     if engine.constants.momentum:
@@ -199,7 +198,7 @@ def test_mean_of_independent_starts_are_short(tiny_run: Any, train_of: Any) -> N
     lengths = {}
     for init in ("common", "mean_of_independent"):
         training = train_of(tiny_run(init=init, workers=16))
-        x, model = training.engine.x, training.evaluator.model
+        x, model = training.engine.x, training.measures.evaluator.model
         vector_to_parameters(x[0], model.parameters())
         lengths[init] = torch.cat([p.detach().flatten() for p in model.parameters() if p.ndim > 1]).norm()
         assert torch.equal(x, x[:1].expand_as(x))
@@ -262,7 +261,7 @@ def test_batch_norm_modes(tiny_run: Any, train_of: Any) -> None:
     for mode in ("recalibrate", "average", "worker0"):
         training = train_of(tiny_run({"batch_norm": mode, "evaluation.recalibration_batches": 5, **SMALL_RESNET}))
         ends[mode] = history(training)[-1].metrics
-        buffers, evaluator = training.networks.buffers(), training.evaluator
+        buffers, evaluator = training.networks.statistics, training.measures.evaluator
         name = next(n for n in buffers[0] if n.endswith("running_mean"))
         assert not torch.equal(buffers[0][name], buffers[1][name])
         evaluator.averaged(training.engine.x[0].clone(), buffers)

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.nn.utils import vector_to_parameters
 
-from unlocked.gossip import chain as chains
 from unlocked.gossip import stacked
 from unlocked.gossip.workers import flat_parameters
 from unlocked.vision import models
@@ -51,7 +50,7 @@ def by_autograd(model: nn.Module, flat: Tensor, images: Tensor, labels: Tensor) 
 @pytest.mark.parametrize("workers", [1, 3, 18])
 def test_stacked_is_one_by_one(name: str, workers: int) -> None:
     model = (CHAINS | OTHERS)[name]().double()
-    assert (chains.chain(model) is not None) == (name in CHAINS)
+    assert (stacked.chain(model) is not None) == (name in CHAINS)
     flat, images, labels = problem(model, workers)
     gradients = torch.empty_like(flat)
     losses = stacked.stacked_gradient(model)(flat, images, labels, gradients)
@@ -67,7 +66,7 @@ def test_stacked_is_one_by_one(name: str, workers: int) -> None:
 def test_a_chain_gives_the_bits_of_autograd(name: str, batch: int) -> None:
     """In float32, for one network: the same products of the same matrices."""
     model = CHAINS[name]()
-    known = chains.chain(model)
+    known = stacked.chain(model)
     assert known is not None
     for flat, images, labels in zip(*problem(model, 5, batch), strict=True):
         loss = known.gradient_(flat, images, labels, gradient := torch.empty_like(flat))
@@ -83,4 +82,4 @@ def test_a_chain_gives_the_bits_of_autograd(name: str, batch: int) -> None:
      [nn.Flatten(), nn.ReLU(), nn.Linear(3, 3)], [nn.Flatten(), nn.Linear(3, 3), nn.Tanh()], [nn.Flatten()], []],
 )  # fmt: skip
 def test_what_is_not_known_is_left_to_torch(layers: list[nn.Module]) -> None:
-    assert chains.chain(nn.Sequential(*layers)) is None
+    assert stacked.chain(nn.Sequential(*layers)) is None

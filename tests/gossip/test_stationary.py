@@ -96,9 +96,8 @@ def test_the_simulator_agrees(tiny_run: Any, train_of: Any, changes: dict[str, A
     curvatures = np.linspace(*stationary.CURVATURES, run.quadratic.dimension)
     problems = [Problem(a, lr=run.optim.lr, momentum=run.optim.momentum) for a in curvatures]
     spectrum, constants = Spectrum.of(topology.build("ring", 8)), training.engine.constants
-    distance = sum(stationary.consensus_distance(spectrum, constants, problem) for problem in problems)
+    distance, loss = stationary.measures(spectrum, constants, problems)
     assert np.mean([m["consensus_distance"] for m in late]) == pytest.approx(distance, rel=0.05)
-    loss = stationary.loss_difference(spectrum, constants, problems)
     assert np.mean([m["loss_difference"] for m in late]) == pytest.approx(loss, rel=0.05)
 
 
@@ -131,7 +130,7 @@ def test_the_best_strength_is_the_best() -> None:
         problems = [Problem(a, 1.0, optima, 0.05) for a in (0.1, 0.5, 1.0)]
         best[optima] = stationary.best_strength(spectrum, problems)
         grid = np.geomspace(0.005, 16, 60)
-        costs = [stationary.loss_difference(spectrum, Constants.accelerated(*spectrum.chi, c), problems) for c in grid]
+        costs = [stationary.measures(spectrum, Constants.accelerated(*spectrum.chi, c), problems)[1] for c in grid]
         assert best[optima] == pytest.approx(grid[int(np.argmin(costs))], rel=0.2)
     assert best[0.0] < 0.1 < 1 < best[1.0]
 
@@ -141,7 +140,7 @@ def test_curvature_weighs_disagreement() -> None:
     spectrum, problems = Spectrum.of(topology.build("ring", 8)), [Problem(a) for a in (0.2, 0.9)]
     distances = [stationary.consensus_distance(spectrum, Constants.baseline(), p) for p in problems]
     expected = sum(p.curvature * d for p, d in zip(problems, distances, strict=True)) / 2
-    assert stationary.loss_difference(spectrum, Constants.baseline(), problems) == pytest.approx(expected)
+    assert stationary.measures(spectrum, Constants.baseline(), problems)[1] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("workers", [16, 64])

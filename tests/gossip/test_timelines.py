@@ -8,13 +8,13 @@ import pytest
 from unlocked.gossip import schedule as schedules
 from unlocked.gossip import topology
 from unlocked.gossip.schedule import COMMUNICATION, GRADIENT
-from unlocked.papers.acid import timelines
+from unlocked.papers.acid.figures import asynchronous_trace, synchronous_trace
 
 
 def test_traces_show_the_same_gradients() -> None:
     """They are drawn from one schedule; nobody waits in the asynchronous one."""
     events = schedules.poisson(topology.build("ring", 4), 1.0, 200, 0)
-    free, bound = timelines.asynchronous_trace(events, 20.0), timelines.synchronous_trace(events, 20.0, 0.5)
+    free, bound = asynchronous_trace(events, 20.0), synchronous_trace(events, 20.0, 0.5)
     first = []
     for worker, own in free[free.kind == "gradient"].groupby("worker"):
         times = events.time[(events.kind == GRADIENT) & (events.i == worker)]

@@ -131,10 +131,11 @@ def coupled(drift: Array, gradient: Array, edges: Array, forced: Array, shares: 
     return (solved[..., :-1] @ both + solved[..., -1]).reshape(modes, k, k)
 
 
-def loss_difference(spectrum: Spectrum, constants: Constants, problems: Sequence[Problem]) -> float:
-    """Stationary mean loss of the workers over that of their average: half the sum over directions of curvature times
-    consensus distance."""
-    return sum(p.curvature * consensus_distance(spectrum, constants, p) for p in problems) / 2
+def measures(spectrum: Spectrum, constants: Constants, problems: Sequence[Problem]) -> tuple[float, float]:
+    """Over several directions, stationary: consensus distance, and mean loss of the workers over that of their average,
+    which is half the sum of curvature times distance."""
+    distances = [consensus_distance(spectrum, constants, problem) for problem in problems]
+    return sum(distances), sum(p.curvature * d for p, d in zip(problems, distances, strict=True)) / 2
 
 
 def best_strength(spectrum: Spectrum, problems: Sequence[Problem], most: float = 16.0) -> float:
@@ -146,7 +147,7 @@ def best_strength(spectrum: Spectrum, problems: Sequence[Problem], most: float =
     chi1, chi2 = spectrum.chi
 
     def cost(strength: float) -> float:
-        return loss_difference(spectrum, Constants.accelerated(chi1, chi2, strength), problems)
+        return measures(spectrum, Constants.accelerated(chi1, chi2, strength), problems)[1]
 
     low, high = chi2 / chi1, most
     for _ in range(2):  # a grid, and a finer one about its best

@@ -16,8 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from unlocked import optim, seeding
-from unlocked.gossip.chain import chain
-from unlocked.gossip.stacked import stacked_gradient
+from unlocked.gossip.stacked import chain, stacked_gradient
 from unlocked.vision import evaluate
 from unlocked.vision.data import Dataset
 
@@ -47,10 +46,6 @@ def copy_buffers_(model: nn.Module, buffers: dict[str, Tensor]) -> None:
     """Overwrite a model's buffers in place."""
     for name, buffer in model.named_buffers():
         buffer.copy_(buffers[name])
-
-
-def buffers_of(model: nn.Module) -> dict[str, Tensor]:
-    return dict(model.named_buffers())
 
 
 class Streams:
@@ -163,11 +158,8 @@ class Networks(Source):
         losses = self.stacked_gradient(vectors, *self.streams.batches(self.data, workers, steps), gradients)
         return optim.clip_(gradients, self.clip), losses
 
-    def buffers(self) -> list[dict[str, Tensor]]:
-        """BatchNorm statistics of every worker, not copied."""
-        return self.statistics
-
     def restore(self, buffers: Sequence[dict[str, Tensor]]) -> None:
+        """Overwrite the workers' statistics."""
         for own, kept in zip(self.statistics, buffers, strict=True):
             for name, buffer in own.items():
                 buffer.copy_(kept[name])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ class Hub:
         self.changed = threading.Condition()  # guards everything here
         self.channels: dict[int, Channel] = {}
         self.here: set[int] = set()
+        self.heard: dict[int, float] = {}  # when a member last said something
         self.answers: dict[str, Callable[..., None]] = {}
 
     def join(self, rank: int, channel: Channel) -> None:
@@ -27,6 +29,7 @@ class Hub:
         with self.changed:
             self.channels[rank] = channel
             self.here.add(rank)
+            self.heard[rank] = time.monotonic()
             self.changed.notify_all()
 
     def serve(self, rank: int) -> None:
@@ -38,16 +41,13 @@ class Hub:
                 if word not in self.answers:
                     break
                 with self.changed:
-                    self.heard(rank)
+                    self.heard[rank] = time.monotonic()
                     if rank in self.here:
                         self.answers[word](rank, *values)
         with self.changed:
             self.lose(rank, "lost its connection")
             channel.close()
             self.changed.notify_all()
-
-    def heard(self, rank: int) -> None:
-        """A member has said something. Under the lock."""
 
     def say(self, rank: int, *message: Any) -> None:
         """Send, if the member is still there; its own thread notices if it is not."""

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from unlocked.gossip.distributed.exchange import Memory
-from unlocked.gossip.distributed.wire import GONE, Channel, prove
+from unlocked.gossip.distributed.wire import GONE, introduced
 
 LOG = logging.getLogger("unlocked.gossip")
 
@@ -80,21 +80,14 @@ class Links:
 
     def _welcome(self, sock: socket.socket, server: bool) -> None:
         """Tell each other who and where one is; strangers are turned away."""
-        try:
-            prove(sock, self._key, server)
-            channel = Channel(sock)
-            channel.send("peer", self.rank, *self._where)
-            _, peer, where, mark = channel.receive()
+        with contextlib.suppress(*GONE, ValueError):
+            channel, (peer, where, mark) = introduced(sock, self._key, self.rank, *self._where, server=server)
             memory = Memory.opened(self._like, where, mark)
             channel.send("mapped", memory is not None)
-            if not channel.receive()[1]:
-                memory = None
+            _, mapped = channel.receive()
             sock.settimeout(self.timeout)
-        except (*GONE, ValueError):
-            sock.close()
-            return
-        link = Link(int(peer), sock, memory)
-        self.call(lambda: self._join(link))
+            link = Link(peer, sock, memory if mapped else None)
+            self.call(lambda: self._join(link))
 
     def call(self, task: Callable[[], None]) -> None:
         """Let the thread do something."""

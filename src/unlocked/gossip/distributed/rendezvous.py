@@ -18,7 +18,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from unlocked.errors import SettingError
-from unlocked.gossip.distributed.wire import GONE, Channel, prove, shared_key
+from unlocked.gossip.distributed.wire import GONE, Channel, introduced, shared_key
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 START_SECONDS = 300.0  # until every process must have come: imports from a network file system take their time
@@ -75,9 +75,7 @@ class Reception:
         while missing and (left := deadline - time.monotonic()) > 0:
             self._listener.settimeout(left)
             try:
-                accepted, _ = self._listener.accept()
-                prove(accepted, self.key, server=True)
-                _, rank = (channel := Channel(accepted)).receive()
+                channel, (rank,) = introduced(self._listener.accept()[0], self.key, server=True)
             except (*GONE, ValueError):
                 continue
             missing -= 1
@@ -97,7 +95,5 @@ def coordinator() -> tuple[str, int]:
 def connect(host: str, port: int, key: bytes, rank: int) -> Channel:
     """A channel from this rank to rank 0."""
     sock = socket.create_connection((host, port), timeout=START_SECONDS)
-    prove(sock, key, server=False, seconds=None)  # rank 0 may be in the middle of something
-    channel = Channel(sock)
-    channel.send("rank", rank)
+    channel, _ = introduced(sock, key, rank, server=False, seconds=None)  # rank 0 may be in the middle of something
     return channel

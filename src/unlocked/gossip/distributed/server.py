@@ -9,6 +9,7 @@ service says `lost` (rank, reason) to the others.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -21,7 +22,7 @@ from typing import IO, Any, cast
 import numpy as np
 
 from unlocked.gossip.distributed.hub import Hub
-from unlocked.gossip.distributed.wire import GONE, Channel, prove
+from unlocked.gossip.distributed.wire import GONE, introduced
 
 PATIENCE = 300.0  # seconds until all workers must have come
 
@@ -50,14 +51,10 @@ class Service(Hub):
             threading.Thread(target=self._let_in, args=[accepted], daemon=True).start()
 
     def _let_in(self, sock: socket.socket) -> None:
-        try:
-            prove(sock, self._key, server=True)
-            _, rank = (channel := Channel(sock)).receive()
-        except (*GONE, ValueError):
-            sock.close()
-            return
-        self.join(rank, channel)
-        self.serve(rank)
+        with contextlib.suppress(*GONE):
+            channel, (rank,) = introduced(sock, self._key, server=True)
+            self.join(rank, channel)
+            self.serve(rank)
 
     def _timed(self, rank: int, gradients: int, seconds: float) -> None:
         self._times[rank] = gradients, seconds

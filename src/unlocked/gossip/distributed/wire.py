@@ -74,6 +74,23 @@ def prove(sock: socket.socket, key: bytes, server: bool, seconds: float | None =
     sock.settimeout(None)
 
 
+def introduced(
+    sock: socket.socket, key: bytes, *mine: Any, server: bool, seconds: float | None = PROOF_SECONDS
+) -> tuple[Channel, list[Any]]:
+    """A channel to the other end and what it says of itself, once both know who they are and that they know the key.
+
+    The socket is closed, and one of `GONE` raised, where the other end does not know the key or is not there any more.
+    """
+    try:
+        prove(sock, key, server, seconds)
+        channel = Channel(sock)
+        channel.send("here", *mine)
+        return channel, channel.receive()[1:]
+    except GONE:
+        sock.close()
+        raise
+
+
 def shared_key(other: bytes = b"") -> bytes:
     """The key of all processes of a training: from `UNLOCKED_KEY` where it is set, else from `other`.
 

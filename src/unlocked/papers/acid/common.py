@@ -6,12 +6,10 @@ import torch
 from torch import Tensor, nn
 
 from unlocked import optim, seeding
-from unlocked.gossip.disagreement import Disagreement
 from unlocked.gossip.workers import Evaluator, Streams, flat_parameters
 from unlocked.papers.acid.settings import NetworkRun
 from unlocked.vision import models
 from unlocked.vision.data import Dataset
-from unlocked.vision.evaluate import has_batch_norm
 from unlocked.vision.partition import partition
 
 
@@ -62,18 +60,6 @@ def sgd_of(run: NetworkRun, model: nn.Module, longest: int, computes: Tensor | N
         steps = [(computes == worker).nonzero().flatten().tolist() for worker in range(run.workers)]
         own = [[learning_rate(run, step) for step in mine] for mine in steps]
     return optim.Sgd(run.optim.momentum, optim.decay_vector(model, run.optim.weight_decay), rates, own)
-
-
-def disagreement_of(run: NetworkRun, model: nn.Module, data: Dataset) -> Disagreement | None:
-    """What measures the workers' differences, if the run asks for it: on training images that are not augmented, in
-    whole batches as in training where BatchNorm makes a batch matter."""
-    if not run.evaluation.disagreement:
-        return None
-    order = seeding.generator(run.seed, "training images for disagreement").permutation(len(data.train))
-    size = count = min(run.evaluation.disagreement, len(order))
-    if has_batch_norm(model) and count > run.optim.batch_size:
-        size = run.optim.batch_size
-    return Disagreement(model, [data.train.batch(order[k : k + size]) for k in range(0, count // size * size, size)])
 
 
 def evaluator_of(run: NetworkRun, model: nn.Module, data: Dataset) -> Evaluator:

@@ -19,7 +19,7 @@ from unlocked.items.context import Context
 from unlocked.items.frames import Frames
 from unlocked.items.measures import consensus, over_training, settled
 from unlocked.items.output import Figure
-from unlocked.papers.acid.methods import PARTITION_NAMES, shades
+from unlocked.papers.acid.methods import PARTITION_NAMES, reference, shades
 from unlocked.vision.networks import NETWORKS
 
 STRENGTH_COLORS = (style.RED, style.ORANGE, style.PURPLE, style.GREEN)
@@ -107,14 +107,11 @@ def relative(frames: Frames) -> Frames:
         loss=over_training(frames, "loss_difference"),
         accuracy=100 * frames.column("worker_test_accuracy_mean").astype(float),
     )
-    keys, runs = ["workers", "data.partition", "pairing", "optim.momentum", "seed"], frames.runs
-    chosen = (runs["method"] == "baseline") & (runs["rate"] == 1) & ~runs["diverged"]
-    known = runs[chosen].set_index(keys)[list(MEASURES)].add_suffix("_reference")
-    runs = runs.join(known, on=keys)
-    for key, (_, ratio) in MEASURES.items():
-        reference = runs[f"{key}_reference"]
-        runs[key] = runs[key] / reference if ratio else runs[key] - reference
-    return Frames(runs, frames.history)
+    runs, same = frames.runs, ["workers", "data.partition", "pairing", "optim.momentum"]
+    known = reference(runs, (runs["method"] == "baseline") & (runs["rate"] == 1), same, list(MEASURES))
+    return frames.assign(
+        **{key: runs[key] / known[key] if ratio else runs[key] - known[key] for key, (_, ratio) in MEASURES.items()}
+    )
 
 
 def strength(context: Context) -> Figure:
@@ -240,25 +237,17 @@ def predicted(spectrum: Spectrum, problems: list[Problem]) -> pd.DataFrame:
     """The theory's measures by strength, from that which is the baseline on, relative to the baseline."""
     chi1, chi2 = spectrum.chi
     strengths = np.geomspace(chi2 / chi1, 4.0, 13)
-    costs = [Constants.accelerated(chi1, chi2, c) for c in strengths]
-    rows = np.array([both(spectrum, constants, problems) for constants in [Constants.baseline(), *costs]])
-    relative_rows = rows[1:] / rows[0]
-    return pd.DataFrame(relative_rows, columns=list(STUDIED)).assign(strength=strengths)
-
-
-def both(spectrum: Spectrum, constants: Constants, problems: list[Problem]) -> tuple[float, float]:
-    """Stationary consensus distance and loss difference, over all directions."""
-    distances = [stationary.consensus_distance(spectrum, constants, problem) for problem in problems]
-    return sum(distances), sum(p.curvature * d for p, d in zip(problems, distances, strict=True)) / 2
+    every = [Constants.baseline(), *(Constants.accelerated(chi1, chi2, c) for c in strengths)]
+    rows = np.array([stationary.measures(spectrum, constants, problems) for constants in every])
+    return pd.DataFrame(rows[1:] / rows[0], columns=list(STUDIED)).assign(strength=strengths)
 
 
 def simulated(runs: pd.DataFrame) -> pd.DataFrame:
     """Measured by strength, relative to the baseline with the same seed: mean and deviation over seeds."""
-    reference = runs[runs["method"] == "baseline"].set_index("seed")
-    own = runs[runs["method"] == "acid"]
-    ratios = {key: own[key] / own["seed"].map(reference[key]) for key in STUDIED}
-    groups = own.assign(**ratios).groupby("strength")
-    means, deviations = groups[list(STUDIED)].mean(), groups[list(STUDIED)].std().fillna(0.0)
+    names = list(STUDIED)
+    ratios = runs[names] / reference(runs, runs["method"] == "baseline", [], names)
+    groups = ratios.assign(strength=runs["strength"])[runs["method"] == "acid"].groupby("strength")
+    means, deviations = groups.mean(), groups.std().fillna(0.0)
     return means.join(deviations.add_suffix("_deviation")).reset_index()
 
 

@@ -10,6 +10,7 @@ import pandas as pd
 
 from unlocked.gossip import schedule as schedules
 from unlocked.gossip import topology
+from unlocked.gossip.schedule import COMMUNICATION, GRADIENT, Schedule
 from unlocked.gossip.topology import GRAPHS
 from unlocked.items import style
 from unlocked.items.context import Context
@@ -17,7 +18,6 @@ from unlocked.items.measures import consensus, exponent, lowest, time_to
 from unlocked.items.output import Figure
 from unlocked.items.style import draw
 from unlocked.papers.acid.methods import COLORS, NAMES, WIDTHS, at_rate, by_workers, constants, shades
-from unlocked.papers.acid.timelines import asynchronous_trace, synchronous_trace
 
 EPOCHS = "epochs (all workers)"
 TIME = "time (mean gradient durations)"
@@ -34,6 +34,39 @@ def figure_1(context: Context) -> Figure:
     style.panel(axes, ["training loss", "consensus distance"])
     style.shared_legend(figure, 3)
     return Figure(figure, numbers)
+
+
+def asynchronous_trace(schedule: Schedule, horizon: float) -> pd.DataFrame:
+    """What each worker does until `horizon`: rows (worker, kind, start, end, peer).
+
+    `gradient`: from a worker's one gradient event to its next; it computes all the time. `averaging`: a moment, with
+    the other worker as `peer`.
+    """
+    kinds = pd.Series(schedule.kind).map({GRADIENT: "gradient", COMMUNICATION: "averaging"})
+    rows = pd.DataFrame({"worker": schedule.i, "kind": kinds, "end": schedule.time, "peer": schedule.j})
+    begun = rows.groupby(["worker", "kind"])["end"].shift(fill_value=0.0)
+    rows.insert(2, "start", begun.where(kinds == "gradient", rows["end"]))
+    return rows[rows["start"] < horizon].assign(end=rows["end"].clip(upper=horizon)).reset_index(drop=True)
+
+
+def synchronous_trace(schedule: Schedule, horizon: float, averaging: float) -> pd.DataFrame:
+    """The same gradient durations under all-reduce: all wait for the slowest, then average for `averaging` units.
+
+    Rows as in `asynchronous_trace`, with kinds `gradient`, `idle` and `communication`.
+    """
+    gradients = schedule.kind == GRADIENT
+    durations = [np.diff(schedule.time[gradients & (schedule.i == w)], prepend=0.0) for w in range(schedule.workers)]
+    rows: list[tuple[int, str, float, float, int]] = []
+    start = 0.0
+    for step in zip(*durations, strict=False):
+        barrier = start + max(step)
+        for worker, duration in enumerate(step):
+            bounds = start, start + duration, barrier, barrier + averaging
+            for kind, a, b in zip(("gradient", "idle", "communication"), bounds, bounds[1:], strict=False):
+                if a < min(b, horizon):
+                    rows.append((worker, kind, a, min(b, horizon), -1))
+        start = barrier + averaging
+    return pd.DataFrame(rows, columns=["worker", "kind", "start", "end", "peer"])
 
 
 SPANS = {"gradient": style.BLUE, "communication": style.ORANGE, "idle": "0.93"}

@@ -54,6 +54,14 @@ def constants(graphs: Iterable[str], sizes: Sequence[int]) -> pd.DataFrame:
     return table.assign(root=(table["chi1"] * table["chi2"]) ** 0.5)
 
 
+def reference(runs: pd.DataFrame, chosen: pd.Series, same: Sequence[str], names: Sequence[str]) -> pd.DataFrame:
+    """For every run columns `names` of the one among `chosen` with its seed and the same values of `same`; missing
+    where there is none, or it diverged."""
+    keys = [*same, "seed"]
+    known = runs[chosen & ~runs["diverged"]].set_index(keys)[[*names]]
+    return runs[keys].join(known, on=keys)[[*names]]
+
+
 # rows of the tables of accuracy, by label
 GRAPH_ROWS = {
     f"{NAMES[method]}, {GRAPHS[graph].title}" if graph else NAMES[method]: {"method": method, "graph": graph}

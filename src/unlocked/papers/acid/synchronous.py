@@ -73,7 +73,7 @@ class AllReduceTraining:
         return math.isfinite(self.losses[0])
 
     def measure(self, spans: int) -> Measurement:
-        metrics = self.evaluator.averaged(self.x, self.networks.buffers())
+        metrics = self.evaluator.averaged(self.x, self.networks.statistics)
         if (loss := optim.mean_loss_(self.losses)) is not None:
             metrics["train_loss"] = loss
         gradients, time = self.done * self.run.workers, self.ends[self.done]
@@ -84,8 +84,8 @@ class AllReduceTraining:
         return {"gradients": self.done * self.run.workers, "gradients_per_worker": [self.done] * self.run.workers}
 
     def state(self) -> dict[str, Any]:
-        buffers = self.networks.buffers()
-        return {"x": self.x, "m": self.m, "losses": self.losses, "buffers": buffers, "done": self.done}
+        vectors = {"x": self.x, "m": self.m, "losses": self.losses}
+        return vectors | {"buffers": self.networks.statistics, "done": self.done}
 
     def restore(self, state: dict[str, Any]) -> None:
         for own, value in ((self.x, state["x"]), (self.m, state["m"]), (self.losses, state["losses"])):

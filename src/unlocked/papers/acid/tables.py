@@ -22,7 +22,7 @@ from unlocked.items.frames import Frames
 from unlocked.items.measures import consensus, exponent
 from unlocked.items.table import NONE, Format, Row, Table, mean_deviation, number, tabulate
 from unlocked.papers.acid.comparisons import compared
-from unlocked.papers.acid.methods import GRAPH_ROWS, NAMES, PARTITION_NAMES, RATE_ROWS, constants
+from unlocked.papers.acid.methods import GRAPH_ROWS, NAMES, PARTITION_NAMES, RATE_ROWS, constants, reference
 from unlocked.vision.networks import NETWORKS
 
 OVER_SEEDS = "Mean ± standard deviation over seeds"
@@ -124,13 +124,9 @@ def time_model(sizes: Sequence[int], seeds: Sequence[int]) -> pd.DataFrame:
 
 
 def table_3(context: Context) -> Table:
-    virtual, models, ways = (
-        time_model(context.settings.workers, context.seeds),
-        list(TABLE_3_CLOCKS),
-        list(TABLE_3_ROWS),
-    )
-    order = virtual["model"].map(models.index) * len(ways) + virtual["method"].map(ways.index)
-    shown = virtual.assign(order=order).sort_values("order", kind="stable").drop(columns="order")
+    virtual = time_model(context.settings.workers, context.seeds)
+    order = list(itertools.product(TABLE_3_CLOCKS, TABLE_3_ROWS))
+    shown = virtual.set_index(["model", "method"]).loc[order].reset_index()
     shown["row"] = shown["method"].map(TABLE_3_ROWS) + ", " + shown["model"]
     measured = context.frames.summary(["method", "workers"], seconds="training_seconds").assign(model="measured")
     measured["row"] = measured["method"].map(NAMES) + ", measured (seconds)"
@@ -225,12 +221,11 @@ MOMENTUM_ROWS: Cases = {
 }
 
 
-def with_ratio(frames: Frames, rows: Cases, reference: str, *same: str) -> Frames:
-    """The runs of `rows`; `ratio`: consensus distance over that in the row `reference` with the same seed."""
-    frames, keys = frames.labelled(rows), [*same, "seed"]
+def with_ratio(frames: Frames, rows: Cases, row: str, *same: str) -> Frames:
+    """The runs of `rows`; `ratio`: consensus distance over that in a `row` with the same seed."""
+    frames = frames.labelled(rows)
     runs = frames.runs.assign(distance=consensus(frames))
-    known = runs[(runs["row"] == reference) & ~runs["diverged"]].set_index(keys)["distance"].rename("reference")
-    return frames.assign(ratio=runs["distance"] / runs.join(known, on=keys)["reference"])
+    return frames.assign(ratio=runs["distance"] / reference(runs, runs["row"] == row, same, ["distance"])["distance"])
 
 
 def conditions(context: Context) -> Table:

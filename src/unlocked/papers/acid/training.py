@@ -15,14 +15,13 @@ from unlocked import seeding
 from unlocked.gossip import clock as clocks
 from unlocked.gossip import schedule as schedules
 from unlocked.gossip import topology
-from unlocked.gossip.chain import chain
 from unlocked.gossip.quadratic import Quadratic
 from unlocked.gossip.schedule import COMMUNICATION, GRADIENT, Schedule
 from unlocked.gossip.simulator import Engine, consensus
+from unlocked.gossip.stacked import chain
 from unlocked.gossip.workers import Networks, Source
 from unlocked.optim import Sgd, mean_loss_
-from unlocked.papers.acid import common
-from unlocked.papers.acid.constants import constants_of, dynamics_of
+from unlocked.papers.acid import common, gossip
 from unlocked.papers.acid.settings import Baseline
 from unlocked.papers.acid.study_settings import AveragingBaseline, QuadraticBaseline
 from unlocked.papers.base import Measurement, evaluation_points, spans
@@ -82,37 +81,30 @@ class GossipTraining(Simulated):
         sgd = common.sgd_of(run, model, int(events.gradients_per_worker().max()), computes)
         engine = Engine(
             start.repeat(run.workers, 1),
-            constants_of(run),
+            gossip.constants_of(run),
             sgd,
-            dynamics=dynamics_of(run),
+            dynamics=gossip.dynamics_of(run),
             batched=is_batched(run, model, len(start)),
             read_at_start=run.gradient_read == "start",
         )
         self.streams = common.streams_of(run, data)
         self.networks = Networks(model, data, self.streams, engine.read, run.optim.clip)
-        self.evaluator = common.evaluator_of(run, model, data)
-        self.disagreement = common.disagreement_of(run, model, data)
+        self.measures = gossip.Measures(run, model, data)
         cuts = events.cut(evaluation_points(events.gradients, run.evaluation.points))
         super().__init__(events, cuts, engine, self.networks)
 
     def measure(self, spans: int) -> Measurement:
         engine, run, time = self.engine, self.run, float(self.engine.last.max())
-        mean, distances = consensus(engine, time)
-        buffers = self.networks.buffers()
-        metrics: dict[str, Any] = {**distances, **self.evaluator.averaged(mean, buffers)}
-        metrics["virtual_seconds"] = time * run.clock.gradient_seconds
+        own = {"virtual_seconds": time * run.clock.gradient_seconds}
         if (loss := mean_loss_(engine.losses)) is not None:
             furthest = int(engine.steps.argmax())
-            metrics |= {"train_loss": loss, "learning_rate": engine.sgd.rate(furthest, int(engine.steps[furthest]) - 1)}
-        if run.evaluation.workers == "always" or (run.evaluation.workers == "final" and spans == self.spans):
-            metrics |= self.evaluator.workers((engine.now(i, time)[0] for i in range(run.workers)), buffers)
-        if self.disagreement is not None:
-            metrics |= self.disagreement.measure(mean, (engine.now(i, time)[0] for i in range(run.workers)))
+            own |= {"train_loss": loss, "learning_rate": engine.sgd.rate(furthest, int(engine.steps[furthest]) - 1)}
+        metrics = self.measures.of(engine, time, self.networks.statistics, own, final=spans == self.spans)
         step = int(engine.steps.sum())
         return Measurement(metrics, step, step * run.optim.batch_size / len(self.data.train), time)
 
     def state(self) -> dict[str, Any]:
-        return super().state() | {"buffers": self.networks.buffers()}
+        return super().state() | {"buffers": self.networks.statistics}
 
     def restore(self, state: dict[str, Any]) -> None:
         super().restore(state)
@@ -144,9 +136,9 @@ class StudyTraining(Simulated):
             momentum, at_start = 0.0, False
         engine = Engine(
             torch.from_numpy(start),
-            constants_of(run),
+            gossip.constants_of(run),
             Sgd(momentum, torch.zeros(shape[1], dtype=torch.float64), rates),
-            dynamics=dynamics_of(run),
+            dynamics=gossip.dynamics_of(run),
             batched=True,
             read_at_start=at_start,
         )

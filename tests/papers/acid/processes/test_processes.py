@@ -86,7 +86,7 @@ def test_the_final_average_is_evaluated(short: Short, started: Started) -> None:
     vectors = torch.stack([state.x.double() for state in finals(training).values()])
     spread = float((vectors - vectors.mean(0)).square().sum()) / 4
     assert metrics["consensus_distance"] == pytest.approx(spread, rel=1e-6)
-    again = training.evaluator.averaged(vectors.mean(0).float(), [{}])
+    again = training.measures.evaluator.averaged(vectors.mean(0).float(), [{}])
     assert metrics["test_loss"] == pytest.approx(again["test_loss"], rel=1e-6)
     assert len(metrics["worker_test_accuracy"]) == len(metrics["worker_idle_seconds"]) == 4
 

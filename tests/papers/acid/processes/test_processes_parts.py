@@ -1,4 +1,4 @@
-"""How runs of processes are set up: tallies, torchrun and srun, GPUs."""
+"""How runs of processes are set up: torchrun and srun, GPUs."""
 
 from __future__ import annotations
 
@@ -17,19 +17,7 @@ from driving import Short, Started, check_accounts, drive
 from unlocked import places
 from unlocked.artifact import record, train
 from unlocked.errors import SettingError
-from unlocked.papers.acid.processes.state import Tally, count
 from unlocked.papers.acid.processes.training import ProcessTraining
-
-
-def test_staleness_is_counted() -> None:
-    """The histogram grows as it needs to."""
-    tally = Tally()
-    for averagings in (0, 3, 0):
-        count(tally.staleness, averagings)
-    before = tally.copy()
-    count(tally.staleness, 1)
-    assert before.staleness == [2, 0, 0, 1]
-    assert tally.staleness == [2, 1, 0, 1]
 
 
 def test_place_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,11 @@ for too long. Gradients are granted a few at a time, so that none waits for a me
 worker that had them is lost: the total is exact. Whom a worker averages with is its own affair.
 
 A worker says `ready` (seconds of a gradient; host and port at which neighbours find it), `progress` (its tally; seconds
-that it has spent on a gradient so far, 0 if it rightly waits), `held`, `shown` (an occasion, its state) and `failed`
-(why). It is told `begin` (the run's id, its number, the key of the run, the vector that all start from, a state to
-continue from), `meet` (host and port of each worker), `grant` (gradients that it may have done; mean seconds of one),
-`hold` (no more averagings: `held` when the last one has ended), `show` (your state), `continue`, `ping` (answered by
-`progress`) and `dismissed` (why, if there is a reason).
+that it has spent on a gradient so far, 0 if it rightly waits), `shown` (an occasion, its state) and `failed` (why). It
+is told `begin` (the run's id and key, where all-reduce's workers meet, the vector that all start from; its number, a
+state to continue from), `meet` (host and port of each worker), `grant` (gradients that it may have done; mean seconds
+of one), `show` (an occasion; whether to end the averagings first, until `continue`), `ping` (answered by `progress`)
+and `dismissed` (why, if there is a reason).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing.process import BaseProcess
 from typing import Any
 
@@ -28,13 +28,12 @@ from unlocked.console import say
 from unlocked.errors import MachineError
 from unlocked.gossip.distributed.hub import Hub
 from unlocked.gossip.distributed.rendezvous import START_SECONDS
-from unlocked.gossip.distributed.wire import Channel
+from unlocked.papers.acid.processes.launch import Line
 from unlocked.papers.acid.processes.state import Checkpoint, Death, Sample, State, Tally
 
 GRANT_SECONDS = 0.04  # gradients that are granted at a time: as many as take this long, and one more
 SAVE, FINAL = "save", "final"
 Occasion = int | str  # to show a state: the number of a sample, or one of these
-Line = tuple[int, Channel, BaseProcess | None]  # to a worker; its process, None where somebody else started it
 
 
 @dataclass
@@ -47,8 +46,6 @@ class Member:
     until: int  # gradients that it may do
     ready: float = 0.0  # seconds of its first gradient, once it is set up
     place: tuple[str, int] = ("", 0)  # where neighbours find it
-    heard: float = field(default_factory=time.monotonic)
-    held: bool = False
 
     @property
     def done(self) -> int:
@@ -62,7 +59,7 @@ class Coordinator(Hub):
     def __init__(
         self,
         lines: Iterable[Line],
-        begin: Callable[[int], tuple],
+        first: tuple,
         *,
         gossip: bool,
         total: int,
@@ -70,8 +67,8 @@ class Coordinator(Hub):
         timeout: float,
         past: Checkpoint,
     ) -> None:
-        """`begin`: what a worker is told first. `gossip`: else all go in step. `samples_at`: numbers of gradients at
-        which all vectors are sampled. `past`: where workers start from; deaths are added to it.
+        """`first`: what all workers are told first. `gossip`: else all go in step. `samples_at`: numbers of gradients
+        at which all vectors are sampled. `past`: where workers start from; deaths are added to it.
         """
         super().__init__()
         self.gossip, self.past = gossip, past
@@ -84,7 +81,6 @@ class Coordinator(Hub):
         self.answers = {
             "ready": self._ready,
             "progress": self._progress,
-            "held": self._held,
             "shown": self._shown,
             "failed": lambda rank, reason: self.lose(rank, f"failed ({reason})"),
         }
@@ -95,7 +91,7 @@ class Coordinator(Hub):
             self.members[number] = Member(number, process, tally, tally.steps)
             self.join(number, channel)
         self.pool = total - self.counted
-        tasks: list[Callable[[], None]] = [functools.partial(self._attend, n, begin) for n in self.members]
+        tasks: list[Callable[[], None]] = [functools.partial(self._attend, n, first) for n in self.members]
         self.threads = [threading.Thread(target=task, daemon=True) for task in (*tasks, self._watch)]
         for thread in self.threads:
             thread.start()
@@ -166,14 +162,13 @@ class Coordinator(Hub):
     def save(self) -> Checkpoint:
         """Everything as it is between gradients, while nobody averages; then all go on."""
         self.wait(lambda: self.running)
-        states, begun = self._stop(SAVE)
+        now = self._stop(SAVE)
         with self.changed:
-            self.begun += time.perf_counter() - begun
+            self.begun += self.seconds() - now.seconds
             samples = {n: sample for n, sample in self.samples.items() if isinstance(n, int)}
-            kept = Checkpoint({**states}, self.past.samples | samples, list(self.past.deaths), self.seconds())
+            kept = Checkpoint({**now.states}, self.past.samples | samples, list(self.past.deaths), now.seconds)
             self.paused = False
             for member in self.alive:
-                member.held = False
                 self.say(member.number, "continue")
                 self._grant(member)
             return copy.deepcopy(kept)
@@ -181,27 +176,22 @@ class Coordinator(Hub):
     def finish(self) -> Sample:
         """Once all gradients are done: every living member, after its gossip has ended."""
         self.wait_for(self.total)
-        return Sample(self.trained, self._stop(FINAL)[0])
+        return Sample(self.trained, self._stop(FINAL).states)
 
-    def _stop(self, occasion: str) -> tuple[dict[int, State], float]:
-        """All members' states while none computes or averages, and since when it was so."""
+    def _stop(self, occasion: str) -> Sample:
+        """The living members' states, from a moment on in which none computes, while none averages.
+
+        An averaging is in both states or in none: who has shown its own has ended what it asked, and refuses others.
+        """
         with self.changed:
             self.paused = True
         self.wait(self.quiet)
-        begun = time.perf_counter()
-        with self.changed:
-            for member in self.alive:
-                self.say(member.number, "hold")
-        self.wait(lambda: all(member.held for member in self.alive))
         with self.changed:
             self._ask(occasion)
         self.wait(lambda: self.shown(occasion))
         with self.changed:
             sample = self.samples[occasion] if occasion == FINAL else self.samples.pop(occasion)
-            return self._living(sample), begun
-
-    def _living(self, sample: Sample) -> dict[int, State]:
-        return {member.number: sample.states[member.number] for member in self.alive}
+            return Sample(sample.seconds, {member.number: sample.states[member.number] for member in self.alive})
 
     def close(self) -> None:
         """Let all members go; processes of our own that do not end by themselves are killed."""
@@ -224,15 +214,10 @@ class Coordinator(Hub):
 
     # The members' threads
 
-    def _attend(self, number: int, begin: Callable[[int], tuple]) -> None:
+    def _attend(self, number: int, first: tuple) -> None:
         """Tell a member what it needs, then hear it until its connection ends."""
-        self.say(number, "begin", *begin(number))
+        self.say(number, "begin", *first, number, self.past.states[number])
         self.serve(number)
-        with self.changed:
-            self._wake()
-
-    def heard(self, rank: int) -> None:
-        self.members[rank].heard = time.monotonic()
 
     def _wake(self) -> None:
         """Wake the main thread if what it waits for has come about."""
@@ -258,10 +243,6 @@ class Coordinator(Hub):
             self.lose(number, f"spent more than {self.timeout:g} s on one gradient")
         self._wake()
 
-    def _held(self, number: int) -> None:
-        self.members[number].held = True
-        self._wake()
-
     def _shown(self, number: int, occasion: Occasion, state: dict[str, Any]) -> None:
         self.samples[occasion].states[number] = own = State.of(state)
         if occasion == FINAL:
@@ -272,7 +253,7 @@ class Coordinator(Hub):
         """Let all members show their states."""
         self.samples[occasion] = Sample(self.seconds())
         for member in self.alive:
-            self.say(member.number, "show", occasion)
+            self.say(member.number, "show", occasion, occasion in (SAVE, FINAL))
 
     # Gradients
 
@@ -340,7 +321,7 @@ class Coordinator(Hub):
             with self.changed:
                 for member in self.alive:
                     limit = self.timeout if member.ready else max(self.timeout, START_SECONDS)
-                    silent = time.monotonic() - member.heard
+                    silent = time.monotonic() - self.heard[member.number]
                     if silent > limit:
                         self.lose(member.number, f"was silent for more than {limit:g} s")
                     elif silent > self.timeout / 4 and member.ready:

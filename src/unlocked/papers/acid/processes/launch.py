@@ -12,31 +12,64 @@ import contextlib
 import multiprocessing
 import os
 import secrets
+import signal
 import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from multiprocessing.process import BaseProcess
+
+import torch
 
 from unlocked.errors import MachineError
 from unlocked.gossip.distributed import rendezvous
 from unlocked.gossip.distributed.rendezvous import START_SECONDS, Reception
 from unlocked.gossip.distributed.wire import GONE, KEY, Channel, shared_key
-from unlocked.papers.acid.processes import worker as workers
-from unlocked.papers.acid.processes.coordinator import Line
-from unlocked.papers.acid.settings import ProcessRun, ProcessRuntime
+from unlocked.papers.acid.processes.state import State
+from unlocked.papers.acid.processes.synchronous import Synchronous
+from unlocked.papers.acid.processes.worker import Worker
+from unlocked.papers.acid.settings import Gossip, ProcessRun, ProcessRuntime
 from unlocked.places import Place
 from unlocked.settings import inside
 from unlocked.vision.data import Dataset
 
+Line = tuple[int, Channel, BaseProcess | None]  # to a worker; its process, None where somebody else started it
+Find = Callable[[str], tuple[ProcessRun, Dataset]]  # a run and its data, by the run's id
 _reception: Reception | None = None  # of this process, where it is rank 0 of several
+
+
+def ignore_stops() -> None:
+    """Leave SIGTERM and SIGINT, which reach all processes of a job, to the coordinator: it checkpoints its workers."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def take_part(channel: Channel, find: Find) -> bool:
+    """Be a worker of one run; False if there is none any more."""
+    word, *values = channel.receive()
+    if word == "dismissed":
+        return False
+    name, key, store, start, number, past = values
+    run, data = find(name)
+    kind = Worker if isinstance(run, Gossip) else Synchronous
+    worker = kind(
+        channel, run, data, number, bytes.fromhex(key), store, torch.as_tensor(start), past and State.of(past)
+    )
+    worker.run_to_end()
+    return True
+
+
+def main(line: socket.socket, run: ProcessRun, data: Dataset) -> None:
+    """The life of a worker process that the coordinator started: one run."""
+    ignore_stops()
+    take_part(Channel(line), lambda _: (run, data))
 
 
 def start_local(run: ProcessRun, data: Dataset) -> tuple[Channel, BaseProcess]:
     """A worker process on this machine and a channel to it. All are forked from one that has imported torch."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([workers.__name__])
+    context.set_forkserver_preload([__name__])
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # workers share cores
     here, there = socket.socketpair()
-    process = context.Process(target=workers.main, args=(there, run, data), daemon=True)
+    process = context.Process(target=main, args=(there, run, data), daemon=True)
     process.start()
     there.close()
     return Channel(here), process
@@ -50,26 +83,23 @@ def key() -> bytes:
 def lines(numbers: Iterable[int], run: ProcessRun, data: Dataset) -> Iterator[Line]:
     """Lines to the workers of these numbers, which are started here or come from elsewhere; `MachineError` if not."""
     wanted = set(numbers)
-    if _reception is None:
-        for number in sorted(wanted):
-            yield number, *start_local(run, data)
-        return
-    yield 0, *start_local(run, data)
-    came = {0}
-    for rank, channel in _reception.arrivals():
-        came.add(rank)
+    for number in sorted(wanted if _reception is None else wanted & {0}):
+        yield number, *start_local(run, data)
+        wanted.remove(number)
+    for rank, channel in _reception.arrivals() if _reception is not None else ():
         if rank in wanted:
             yield rank, channel, None
-    if missing := sorted(wanted - came):
+            wanted.remove(rank)
+    if missing := sorted(wanted):
         raise MachineError(f"ranks {', '.join(map(str, missing))} did not come within {START_SECONDS} s")
 
 
-def follow(where: Place, find: workers.Find) -> None:
+def follow(where: Place, find: Find) -> None:
     """What every rank but 0 does: take part in the coordinator's runs until there is none any more."""
-    workers.ignore_stops()
+    ignore_stops()
     own, (host, port) = shared_key(), rendezvous.coordinator()
     try:
-        while workers.take_part(rendezvous.connect(host, port, own, where.rank), find):
+        while take_part(rendezvous.connect(host, port, own, where.rank), find):
             pass
     except GONE as error:
         raise MachineError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,10 +30,6 @@ class Tally:
     asked: list[int] = field(default_factory=list)  # ... this worker began
     answered: list[int] = field(default_factory=list)  # ... worker k began
     in_vain: int = 0  # begun with a worker that was lost meanwhile
-
-    def copy(self) -> Tally:
-        """As it is now."""
-        return copy.deepcopy(self)
 
 
 def count(histogram: list[int], value: int) -> None:

@@ -15,21 +15,21 @@ from torch.nn.parallel import DistributedDataParallel
 from unlocked import optim
 from unlocked.gossip.distributed.rendezvous import interface_name
 from unlocked.gossip.workers import bind
-from unlocked.papers.acid.processes.runner import Runner
+from unlocked.papers.acid.processes.worker import Worker
 
 
-class Synchronous(Runner):
+class Synchronous(Worker):
     """One worker of a run with the method allreduce."""
 
     def connect(self, host: str) -> int:
         """One process group for all workers, and the network in it; its parameters are the vector x itself."""
-        runtime, (store_host, port) = self.run.runtime, self.begin.store
+        runtime, (store_host, port) = self.run.runtime, self.store
         wait = timedelta(seconds=runtime.timeout)
         os.environ["GLOO_SOCKET_IFNAME"] = os.environ["NCCL_SOCKET_IFNAME"] = interface_name(runtime.interface)
         dist.init_process_group(
             runtime.backend,
             store=dist.TCPStore(store_host, port, is_master=False, wait_for_workers=False, timeout=wait),
-            rank=self.worker,
+            rank=self.number,
             world_size=self.run.workers,
             timeout=wait,
         )
@@ -43,7 +43,7 @@ class Synchronous(Runner):
 
     def gradient(self, step: int) -> tuple[float, int, int]:
         """One synchronous step; a slow worker sleeps before the others' part in it begins."""
-        images, labels = self.streams.batches(self.data, [self.worker], [step])
+        images, labels = self.streams.batches(self.data, [self.number], [step])
         self.flat_gradient.zero_()
         loss = cross_entropy(self.network(images[0]), labels[0])
         value = float(loss.detach())
@@ -51,7 +51,7 @@ class Synchronous(Runner):
             time.sleep(self.pause)
         loss.backward()
         optim.clip_(self.flat_gradient, self.run.optim.clip)
-        self.vectors.descend(self.flat_gradient, self.sgd.rates[step], self.sgd.decay, self.sgd.momentum)
+        self.descend(self.flat_gradient, step)
         return value, 0, 0
 
     def wind_down(self) -> None:

@@ -11,19 +11,16 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
 from torch.distributed import Store
 
 from unlocked import places
 from unlocked.errors import SettingError
 from unlocked.gossip import topology
 from unlocked.gossip.distributed import rendezvous
-from unlocked.gossip.momentum import Constants, mix_
-from unlocked.gossip.simulator import consensus
-from unlocked.gossip.workers import buffers_of
-from unlocked.papers.acid import common
-from unlocked.papers.acid.constants import constants_of
+from unlocked.gossip.simulator import Engine
+from unlocked.papers.acid import common, gossip
 from unlocked.papers.acid.processes import launch
 from unlocked.papers.acid.processes.coordinator import Coordinator
 from unlocked.papers.acid.processes.state import Checkpoint, Sample, State, Tally
@@ -33,27 +30,6 @@ from unlocked.settings import inside
 from unlocked.vision.data import Dataset
 
 PER_WORKER = ("gradient_seconds", "idle_seconds", "transfer_seconds", "useful_cpu_seconds", "overhead_cpu_seconds")
-
-
-class Snapshot:
-    """States of several workers, measured as the simulator's engine is."""
-
-    def __init__(self, states: Sequence[State], constants: Constants) -> None:
-        self.constants, self.x = constants, torch.stack([state.x for state in states])
-        self.mixed = [mixed(state, constants) for state in states]
-
-    def now(self, worker: int, time: float) -> tuple[Tensor, Tensor]:
-        """x and x_tilde of the worker at this position, whenever its state was taken."""
-        return self.mixed[worker]
-
-
-def mixed(state: State, constants: Constants) -> tuple[Tensor, Tensor]:
-    """x and x_tilde when the state was taken."""
-    if not constants.momentum:
-        return state.x, state.x
-    x, x_tilde = state.x.clone(), state.x_tilde.clone()
-    mix_(x, x_tilde, constants.eta, state.age)
-    return x, x_tilde
 
 
 class ProcessTraining:
@@ -72,9 +48,7 @@ class ProcessTraining:
         self.spans = len(self.bounds) - 1
         model = common.build_model(run, data)
         self.start = common.initial_parameters(run, data, model).cpu()
-        self.evaluator = common.evaluator_of(run, model, data)
-        self.disagreement = common.disagreement_of(run, model, data)
-        self.constants = constants_of(run)
+        self.measures, self.sgd = gossip.Measures(run, model, data), common.sgd_of(run, model, 0)
         self.coordinator: Coordinator | None = None
         self.store: Store | None = None  # of all-reduce's workers, who find each other through it
         self.past = Checkpoint(dict.fromkeys(range(run.workers)))  # where the workers start; counting goes on in it
@@ -87,14 +61,9 @@ class ProcessTraining:
         port = 0
         if self.graph is None:
             self.store, port = rendezvous.serve(self.address)
-        key = launch.key().hex()
-
-        def begin(worker: int) -> tuple:
-            return self.run.id, worker, key, (self.address, port), self.start, self.past.states[worker]
-
         return Coordinator(
             launch.lines(self.past.states, self.run, self.data.to("cpu")),
-            begin,
+            (self.run.id, launch.key().hex(), (self.address, port), self.start),
             gossip=self.graph is not None,
             total=self.total,
             samples_at=self.bounds[1:-1],
@@ -146,7 +115,7 @@ class ProcessTraining:
         epoch = step * self.run.optim.batch_size / len(self.data.train)
         if spans == 0:
             start = self.start.to(self.run.runtime.device)
-            metrics = self.evaluator.averaged(start, [buffers_of(self.evaluator.model)])
+            metrics = self.measures.evaluator.averaged(start, [dict(self.measures.evaluator.model.named_buffers())])
             return Measurement(metrics | {"consensus_distance": 0.0, "training_seconds": 0.0}, step, epoch, 0.0)
         assert self.coordinator is not None
         if spans == self.spans:
@@ -161,19 +130,17 @@ class ProcessTraining:
     def metrics_of(self, sample: Sample, final: bool) -> dict[str, Any]:
         """Of the average of a sample, of the workers in it, and of what they have done until then."""
         states = [sample.states[worker] for worker in sorted(sample.states)]
-        snapshot: Any = Snapshot(states, self.constants)
-        buffers = [state.buffers for state in states]
-        mean, distances = consensus(snapshot, 0.0)
-        device = self.run.runtime.device
-        metrics: dict[str, Any] = {**distances, **self.evaluator.averaged(mean.to(device), buffers)}
-        metrics["training_seconds"] = sample.seconds
-        metrics |= self.done_until(sample)
-        wanted = self.run.evaluation.workers
-        if self.graph is not None and (wanted == "always" or (wanted == "final" and final)):
-            metrics |= self.evaluator.workers((x.to(device) for x, _ in snapshot.mixed), buffers)
-        if self.graph is not None and self.disagreement is not None:
-            metrics |= self.disagreement.measure(mean.to(device), (x.to(device) for x, _ in snapshot.mixed))
-        return metrics
+        own = {"training_seconds": sample.seconds} | self.done_until(sample)
+        return self.measures.of(self.engine_of(states), 0.0, [state.buffers for state in states], own, final)
+
+    def engine_of(self, states: Sequence[State]) -> Engine:
+        """The simulator's engine, in which these workers are at time 0 as their states were when they were taken."""
+        x, constants = torch.stack([state.x for state in states]), gossip.constants_of(self.run)
+        engine = Engine(x, constants, self.sgd, dynamics="exact", batched=False, read_at_start=False)
+        if constants.momentum:
+            engine.x_tilde = torch.stack([state.x_tilde for state in states])
+        engine.last = -np.array([state.age for state in states])
+        return engine
 
     def done_until(self, sample: Sample) -> dict[str, Any]:
         """Training loss since the last evaluation, and what every worker has spent its time on."""
