@@ -10,6 +10,7 @@ from unlocked.gossip.workers import Evaluator, Streams, flat_parameters
 from unlocked.papers.acid.settings import NetworkRun
 from unlocked.vision import models
 from unlocked.vision.data import Dataset
+from unlocked.vision.evaluate import has_batch_norm
 from unlocked.vision.partition import partition
 
 
