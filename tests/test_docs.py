@@ -1,11 +1,14 @@
-"""README and docs: short, true to the shipped results, and every command, option, link and snippet in them exists."""
+"""README, docs and notebook: short, true to the shipped results; every command, option, link and snippet works."""
 
 from __future__ import annotations
 
 import ast
+import json
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -133,6 +136,25 @@ def test_what_is_stale_is_found(tmp_path: Path) -> None:
     (tmp_path / "reduced" / "claims" / "verdicts.csv").write_text(verdicts)
     changed = Sources(sources.plan, sources.results, tmp_path)
     assert [path.name for path in docs.stale(changed)] == ["SHA256SUMS", "README.md", "results.md", "overview.png"]
+
+
+@pytest.mark.slow
+def test_the_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its cells as they stand, one after the other, draw both figures; without Jupyter, whose display is replaced."""
+    shown: list[str] = []
+    display = ModuleType("IPython.display")
+    vars(display).update(Image=Path, Markdown=str, display=lambda path: shown.append(path.suffix))
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython.display", display)
+    monkeypatch.chdir(ROOT)
+    notebook = json.loads((ROOT / "notebooks" / "one_figure_of_each_paper.ipynb").read_text())
+    names: dict[str, object] = {"__name__": "notebook"}
+    for cell in notebook["cells"]:
+        if cell["cell_type"] == "code":
+            exec(compile("".join(cell["source"]), "notebook", "exec"), names)
+    assert shown == [".png", ".png"]
+    assert all(path.stat().st_size > 10_000 for path in names["acid"] if path.suffix == ".png")
+    assert not any(cell.get("outputs") for cell in notebook["cells"])  # kept without what it printed
 
 
 def test_images() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -107,24 +108,6 @@ ACID, BASELINE = {"method": "acid"}, {"method": "baseline"}
 OF_ACID: dict[str, Any] = {"measure": "consensus_distance", "of": ACID, "to": BASELINE}
 PART = Part(says="distance", statistic="ratio", arguments=OF_ACID, below=1.0)
 TIMES: dict[str, Any] = {"measure": "time_to_loss", "of": {"method": "allreduce"}, "to": BASELINE}
-
-
-def test_a_ratio_is_paired_by_seed() -> None:
-    """Seeds that differ tenfold and whose ratios agree give a narrow interval: t on logarithms, transformed back."""
-    ratio = effect("ratio", pairs((10.0, 5.0), (100.0, 40.0), (1.0, 0.55)), **OF_ACID)
-    logs = np.log([0.5, 0.4, 0.55])
-    half = scipy.stats.t.ppf(0.975, 2) * logs.std(ddof=1) / math.sqrt(3)
-    expected = [math.exp(logs.mean() + shift) for shift in (0, -half, half)]
-    assert [ratio.value, ratio.low, ratio.high] == pytest.approx(expected)
-    assert (ratio.n, ratio.high < 1) == (3, True)
-
-
-def test_a_difference_of_accuracies_is_in_points() -> None:
-    """Mean over seeds of the difference of the final values, in percentage points, with the textbook interval."""
-    runs = finals("test_accuracy", ((0.90, 0.80, 0.85), BASELINE), ((0.92, 0.81, 0.88), ACID))
-    points = effect("difference", runs, **OF_ACID | {"measure": "test_accuracy"})
-    expected = scipy.stats.ttest_1samp([2.0, 1.0, 3.0], 0).confidence_interval(0.95)
-    assert (points.value, points.low, points.high) == pytest.approx((2.0, expected.low, expected.high))
 
 
 def within() -> list[Ran]:
@@ -273,20 +256,28 @@ def test_a_seed_in_which_both_diverged_has_no_vote() -> None:
     assert (none["verdict"], math.isnan(none["effect"])) == (INCONCLUSIVE, True)
 
 
-@pytest.mark.parametrize("name", ["ratio", "difference"])
-@pytest.mark.parametrize("threshold", [0.4, 0.5, 0.7])
-def test_chances_are_those_of_scipy(name: str, threshold: float) -> None:
-    """One-sided t tests over the seeds, for ratios over their logarithms; they agree with the interval."""
-    values = (
-        ((10.0, 5.0), (100.0, 40.0), (1.0, 0.55), (2.0, 1.3)) if name == "ratio" else ((1, 1.6), (1, 1.4), (1, 1.7))
-    )
-    here = effect(name, pairs(*values), **OF_ACID)
-    xs, edge = (np.log(here.seeds), math.log(threshold)) if name == "ratio" else (np.array(here.seeds), threshold)
-    for above, word in ((True, "greater"), (False, "less")):
-        expected = scipy.stats.ttest_1samp(xs, edge, alternative=word).pvalue
+RATIOS = ((10.0, 5.0), (100.0, 40.0), (1.0, 0.55), (2.0, 1.3))  # seeds differ tenfold, their ratios do not
+SHARES = ((0.9, 0.916), (0.8, 0.814), (0.85, 0.867))
+
+
+@pytest.mark.parametrize(
+    ("name", "metric", "pairs_", "tested"),
+    [("ratio", "test_loss", RATIOS, [math.log(b / a) for a, b in RATIOS]),
+     ("difference", "test_accuracy", SHARES, [1.6, 1.4, 1.7])],
+)  # fmt: skip
+def test_effects_are_paired_by_seed_and_tested_as_by_scipy(name: str, metric: str, pairs_: Any, tested: Any) -> None:
+    """Ratios by their logarithms, accuracies in points: t intervals and one-sided t tests, which agree with them."""
+    before, after = zip(*pairs_, strict=True)
+    here = effect(name, finals(metric, (before, BASELINE), (after, ACID)), **OF_ACID | {"measure": metric})
+    back, there = (math.exp, math.log) if name == "ratio" else (float, float)
+    ends = scipy.stats.ttest_1samp(tested, 0).confidence_interval(0.95)
+    assert (here.value, here.low, here.high) == pytest.approx(tuple(map(back, (np.mean(tested), *ends))))
+    assert here.n == len(tested)
+    for threshold, (above, word) in itertools.product((0.4, 0.5, 1.55), ((True, "greater"), (False, "less"))):
+        expected = scipy.stats.ttest_1samp(tested, there(threshold), alternative=word).pvalue
         assert here.chance(threshold, above=above) == pytest.approx(expected)
-    assert (here.chance(threshold, above=True) < inference.LEVEL) == (here.low > threshold)
-    assert here.inside(-math.inf, threshold) == here.chance(threshold, above=False)
+        assert (expected < inference.LEVEL) == (here.low > threshold if above else here.high < threshold)
+    assert here.inside(-math.inf, 0.5) == here.chance(0.5, above=False)
 
 
 def test_holm_corrects_for_the_best_of_several() -> None:
@@ -339,23 +330,33 @@ def test_a_wrong_entry_is_refused(name: str, changes: dict[str, Any], problem: s
         effect(name, pairs((1.0, 0.5)), **OF_ACID | changes)
 
 
+BELOW, ABOVE = {"margin": 0.1}, {"below": None, "above": 1.0}
+BETWEEN = {"below": None, "between": (0.8, 1.25)}
+
+
 @pytest.mark.parametrize(
-    ("values", "verdict", "reason"),
+    ("ratios", "part", "verdict", "reason"),
     [
-        ([(1.0, 0.5), (2.0, 1.1), (3.0, 1.4)], SUPPORTED, ""),
-        ([(1.0, 2.0), (2.0, 4.2), (3.0, 5.8)], NOT_SUPPORTED, ""),
-        ([(1.0, 0.5), (1.0, 1.4), (1.0, 0.8)], INCONCLUSIVE, ""),
-        ([(1.0, 0.99), (1.0, 1.02), (1.0, 1.0)], NO_DIFFERENCE, "smaller than the margin"),
-        ([(1.0, 0.94), (1.0, 0.95), (1.0, 0.96)], SUPPORTED, "smaller than the margin"),
-        ([(1.0, 0.1)], PIPELINE_CHECK, "one seed gives no interval"),
-        ([(1.0, 0.5), (2.0, 1.1)], PIPELINE_CHECK, "2 seeds, and a verdict needs 3"),
-        ([(1.0, 0.5)] * 3, INCONCLUSIVE, "no interval: all 3 seeds give one value"),
+        ((0.5, 0.55, 0.47), BELOW, SUPPORTED, ""),
+        ((2.0, 2.1, 1.93), BELOW, NOT_SUPPORTED, ""),
+        ((0.5, 1.4, 0.8), BELOW, INCONCLUSIVE, ""),
+        ((0.99, 1.02, 1.0), BELOW, NO_DIFFERENCE, "smaller than the margin"),
+        ((0.94, 0.95, 0.96), BELOW, SUPPORTED, "smaller than the margin"),
+        ((0.1,), BELOW, PIPELINE_CHECK, "one seed gives no interval"),
+        ((0.5, 0.55), BELOW, PIPELINE_CHECK, "2 seeds, and a verdict needs 3"),
+        ((0.5, 0.5, 0.5), BELOW, INCONCLUSIVE, "no interval: all 3 seeds give one value"),
+        ((1.1, 1.15, 1.2), ABOVE, SUPPORTED, ""),
+        ((0.9, 0.85, 0.8), ABOVE, NOT_SUPPORTED, ""),
+        ((0.97, 1.0, 1.03), BETWEEN, SUPPORTED, ""),
+        ((0.82, 0.85, 0.88), BETWEEN, INCONCLUSIVE, ""),
+        ((0.67, 0.7, 0.73), BETWEEN, NOT_SUPPORTED, ""),
+        ((1.37, 1.4, 1.43), BETWEEN, NOT_SUPPORTED, ""),
     ],
 )
-def test_verdicts_of_synthetic_runs(values: list[tuple[float, float]], verdict: str, reason: str) -> None:
+def test_verdicts(ratios: tuple[float, ...], part: dict[str, Any], verdict: str, reason: str) -> None:
     """On the claimed side, on the other, across, or so near that nothing differs; too few seeds decide nothing."""
-    [part] = judge(pairs(*values), margin=0.1)
-    assert (part["verdict"], part["n"], part["reason"]) == (verdict, len(values), reason)
+    [judged] = judge(pairs(*[(1.0, ratio) for ratio in ratios]), **part)
+    assert (judged["verdict"], judged["n"], judged["reason"]) == (verdict, len(ratios), reason)
 
 
 def test_what_was_not_run_or_is_undefined_has_no_effect() -> None:
@@ -368,30 +369,6 @@ def test_what_was_not_run_or_is_undefined_has_no_effect() -> None:
     assert "two values of workers" in undefined["reason"]
     assert math.isnan(missing["effect"])
     assert math.isnan(undefined["effect"])
-
-
-BELOW, ABOVE, BETWEEN = Part(below=1.0), Part(above=0.0), Part(between=(0.8, 1.25))
-
-
-@pytest.mark.parametrize(
-    ("middle", "part", "expected"),
-    [
-        (0.7, BELOW, SUPPORTED),
-        (0.95, BELOW, INCONCLUSIVE),
-        (1.1, BELOW, NOT_SUPPORTED),
-        (0.15, ABOVE, SUPPORTED),
-        (-0.15, ABOVE, NOT_SUPPORTED),
-        (1.0, BETWEEN, SUPPORTED),
-        (0.85, BETWEEN, INCONCLUSIVE),
-        (0.7, BETWEEN, NOT_SUPPORTED),
-        (1.4, BETWEEN, NOT_SUPPORTED),
-    ],
-)
-def test_verdicts_of_intervals(middle: float, part: Part, expected: str) -> None:
-    """Below, above and between, with an interval of ± .087 inside, outside, and across an end."""
-    here = inference.summarise([middle - 0.035, middle, middle + 0.035], log=False)
-    sides = claims.bounds(part)
-    assert claims.verdict(here, part, here.inside(*sides), here.outside(*sides)) == expected
 
 
 def test_a_claim_is_the_sum_of_its_parts() -> None:
@@ -413,10 +390,11 @@ def test_where_one_part_can_decide_its_chance_is_corrected() -> None:
 
 def test_thresholds_and_intervals_as_text() -> None:
     """A threshold of 0 is one; three digits, a real minus sign, a dash for nothing."""
-    assert [claims.threshold(part) for part in (BELOW, ABOVE, BETWEEN)] == ["< 1", "> 0", "0.8 to 1.25"]
-    assert claims.threshold(replace(ABOVE, margin=0.3)) == "> 0 (margin 0.3)"
-    assert claims.margins(replace(BELOW, margin=0.25)) == pytest.approx((0.8, 1.25))
-    assert claims.margins(replace(ABOVE, unit="percentage points", margin=0.3)) == (-0.3, 0.3)
+    rise = Part(above=0.0, unit="percentage points", margin=0.3)
+    parts = (PART, replace(rise, margin=None), rise, Part(between=(0.8, 1.25)))
+    assert [claims.threshold(part) for part in parts] == ["< 1", "> 0", "> 0 (margin 0.3)", "0.8 to 1.25"]
+    assert claims.margins(replace(PART, margin=0.25)) == pytest.approx((0.8, 1.25))
+    assert claims.margins(rise) == (-0.3, 0.3)
     assert claims.interval_text(-0.61234, -0.7, -0.5) == "−0.612 [−0.7, −0.5]"
     assert [claims.interval_text(x, math.nan, math.nan) for x in (2.0, math.nan)] == ["2", "–"]
 

@@ -94,8 +94,10 @@ def test_runs_that_differ_in_the_seed_are_a_group() -> None:
 
 
 def test_nothing_to_compare_is_one_line(sources: Sources, path: Path, tmp_path: Path) -> None:
-    """No runs here, or no such table."""
+    """No runs here, no such table, or one of something else."""
     with pytest.raises(DataError, match="none of the runs"):
         runs.compare(runs.table(Sources(sources.plan, tmp_path, tmp_path)), path)
-    with pytest.raises(DataError, match=r"missing\.csv: no table of runs"):
-        runs.compare(runs.table(sources), tmp_path / "missing.csv")
+    (tmp_path / "other.csv").write_text("run,paper\nx,acid\n")
+    for name in ("missing", "other"):
+        with pytest.raises(DataError, match=rf"{name}\.csv: no table of runs"):
+            runs.compare(runs.table(sources), tmp_path / f"{name}.csv")

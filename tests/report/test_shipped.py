@@ -17,7 +17,7 @@ from unlocked.artifact.plan import Plan
 from unlocked.artifact.record import folder_of
 from unlocked.errors import DataError
 from unlocked.report import page, runs
-from unlocked.report.sources import Sources, kept
+from unlocked.report.sources import Sources
 
 FIGURES = ROOT / "paper_figures"
 TABLE = pd.read_csv(FIGURES / "reduced" / "runs.csv")
@@ -66,14 +66,6 @@ def test_the_claims_as_shipped(capsys: pytest.CaptureFixture[str], tmp_path: Pat
 def test_a_shipped_table_is_not_emptied(sources: Sources) -> None:
     with pytest.raises(DataError, match="stays as it is"):
         runs.write(sources, FIGURES / "reduced" / "runs.csv")
-
-
-def test_a_table_that_cannot_be_read(tmp_path: Path) -> None:
-    """One line with its name; none is no table."""
-    assert kept(tmp_path / "runs.csv").empty
-    (tmp_path / "runs.csv").write_text("run,paper\nx,acid\n")
-    with pytest.raises(DataError, match=r"runs\.csv: no table of runs"):
-        kept(tmp_path / "runs.csv")
 
 
 def test_a_record_counts_before_a_table(tmp_path: Path) -> None:

@@ -107,7 +107,7 @@ def with_panels(sources: Sources, panels: dict[str, list[str]], *more: str) -> l
     """Panels of an item all of whose runs are there, perhaps of more runs."""
     item = sources.plan.item("acid_figure_1")
     config = dataclasses.replace(item.config, panels=panels)
-    return wandb.panels(dataclasses.replace(item, config=config, runs=(*item.runs, *more)), sources)
+    return wandb.panels(dataclasses.replace(item, config=config, runs=(*item.runs, *more)), sources, 1)
 
 
 def test_panels_by_kind(sources: Sources) -> None:

@@ -52,9 +52,9 @@ def save(item: Figure | Table, stem: Path, context: Context) -> list[Path]:
     return sorted(stem.parent.glob(f"{stem.name}.*"))
 
 
-def write_text(path: Path, text: str) -> None:
-    """As `Path.write_text`, atomically."""
-    atomically(path, lambda temporary: temporary.write_text(text))
+def write_text(path: Path, text: str) -> Path:
+    """A text, atomically."""
+    return atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def pictures(item: Figure, stem: Path, context: Context) -> dict[str, Any]:

@@ -68,8 +68,13 @@ def verdict(effect: Effect, part: Part, holds: float, fails: float) -> str:
         return PIPELINE_CHECK
     if min(holds, fails) < LEVEL:
         return SUPPORTED if holds < fails else NOT_SUPPORTED
+    return NO_DIFFERENCE if alike(effect, part) else INCONCLUSIVE
+
+
+def alike(effect: Effect, part: Part) -> bool:
+    """Whether an effect is no difference, by the part's margin."""
     same = margins(part)
-    return NO_DIFFERENCE if same and effect.inside(*same) < LEVEL else INCONCLUSIVE
+    return effect.n >= FEWEST and same is not None and effect.inside(*same) < LEVEL
 
 
 def combined(verdicts: Iterable[str]) -> str:
@@ -89,24 +94,21 @@ def effect_of(part: Part, evidence: Evidence) -> tuple[Effect, str | None]:
 
 def judged(claim: Claim, evidence: Evidence) -> list[dict[str, Any]]:
     """The parts of a claim: values by `COLUMNS`."""
-    parts = list(claim.parts.values())
-    known = [effect_of(part, evidence) for part in parts]
-    holds = [effect.inside(*bounds(part)) for part, (effect, _) in zip(parts, known, strict=True)]
-    fails = inference.holm([effect.outside(*bounds(part)) for part, (effect, _) in zip(parts, known, strict=True)])
+    known = [(name, part, *effect_of(part, evidence)) for name, part in claim.parts.items()]
+    refuted = inference.holm([effect.outside(*bounds(part)) for _, part, effect, _ in known])
     rows = []
-    for name, part, (effect, none), *chances in zip(claim.parts, parts, known, holds, fails, strict=True):
+    for (name, part, effect, none), fails in zip(known, refuted, strict=True):
+        holds = effect.inside(*bounds(part))
         about: dict[str, Any] = {"part": name, "statistic": part.says, "unit": part.unit, "threshold": threshold(part)}
-        about |= {"effect": effect.value, "low": effect.low, "high": effect.high, "n": effect.n, "p": chances[0]}
-        rows.append(about | {"verdict": none or verdict(effect, part, *chances), "reason": reason(effect, part)})
+        about |= {"effect": effect.value, "low": effect.low, "high": effect.high, "n": effect.n, "p": holds}
+        rows.append(about | {"verdict": none or verdict(effect, part, holds, fails), "reason": reason(effect, part)})
     return rows
 
 
 def reason(effect: Effect, part: Part) -> str:
     """What is to be said of an effect: how it came about, and that a difference is smaller than the margin."""
-    same = margins(part)
-    small = effect.n >= FEWEST and same is not None and effect.inside(*same) < LEVEL
     few = f"{effect.n} seeds, and a verdict needs {FEWEST}" if 1 < effect.n < FEWEST else ""
-    return "; ".join(filter(None, [effect.note, few, "smaller than the margin" * small]))
+    return "; ".join(filter(None, [effect.note, few, "smaller than the margin" * alike(effect, part)]))
 
 
 def table(claims: Mapping[str, Claim], frames: Frames) -> pd.DataFrame:

@@ -22,7 +22,7 @@ from unlocked.artifact.plan import CLAIMS, Item
 from unlocked.errors import DataError
 from unlocked.items.context import counted, data_titles, facts
 from unlocked.items.frames import Frames
-from unlocked.items.output import atomically
+from unlocked.items.output import write_text
 from unlocked.items.table import NONE, Table
 from unlocked.papers import PAPERS
 from unlocked.report import claims
@@ -32,6 +32,11 @@ from unlocked.units import human_bytes, human_time, plural
 DOWNLOADS = {"csv": "CSV", "pdf": "PDF", "tex": "LaTeX"}
 MEDIA = {".png": "image/png", ".pdf": "application/pdf", ".csv": "text/csv;charset=utf-8", ".tex": "application/x-tex"}
 TEMPLATES = config.ROOT / "workflow" / "report"
+TOOK: dict[str, tuple[str, Callable[[float], str]]] = {  # columns of the list of runs
+    "Gradients": ("counts.gradients", "{:.0f}".format),
+    "Time": ("wall_seconds", "{:.1f} s".format),
+    "Memory": ("memory_mb", lambda megabytes: human_bytes(megabytes * 2**20)),
+}
 LARGEST_DOWNLOAD = 300_000  # bytes; a larger file stays beside the page
 
 
@@ -122,26 +127,19 @@ def listed(values: Mapping[str, Any]) -> str:
 
 
 def list_of_runs(paper: str, sources: Sources) -> pd.DataFrame:
-    """All runs of a paper that are planned or shipped: how each ended, what it took, and the items that read it."""
-    known = sources.runs.runs
-    others = known[known["paper"] == paper].index if len(known) else []
-    planned = dict.fromkeys([*(name for name, run in sources.plan.runs.items() if run.paper == paper), *others])
-    runs = Frames(known.reindex(list(planned)), sources.frames.history)
-    forms: dict[str, tuple[str, Callable[[float], str]]] = {
-        "Gradients": ("counts.gradients", "{:.0f}".format),
-        "Time": ("wall_seconds", "{:.1f} s".format),
-        "Memory": ("memory_mb", lambda megabytes: human_bytes(megabytes * 2**20)),
-    }
+    """All runs of a paper that are planned or known: how each ended, what it took, and the items that read it."""
+    plan, known = sources.plan, sources.runs
+    planned = pd.Index([name for name, run in plan.runs.items() if run.paper == paper], dtype=object)
+    names = planned.append(known.runs.index[known.column("paper") == paper]).unique()
+    runs = Frames(known.runs.reindex(names), known.history)
     took = {
-        name: runs.column(key).map(form, na_action="ignore").astype(object).fillna(NONE)
-        for name, (key, form) in forms.items()
+        title: runs.column(key).map(form, na_action="ignore").astype(object).fillna(NONE)
+        for title, (key, form) in TOOK.items()
     }
-    status = runs.column("status").fillna("not trained")
     origin = runs.column("origin").fillna("").str.removesuffix(" with this version")
-    status = (status + ", " + origin).str.removesuffix(", ")
-    plan = sources.plan
-    readers = [plan.items_of(name) if name in plan.runs else known.at[name, "items"] for name in planned]
-    return pd.DataFrame({"Run": list(planned), "Status": status, **took, "Items": readers})
+    status = (runs.column("status").fillna("not trained") + ", " + origin).str.removesuffix(", ")
+    readers = [plan.items_of(name) if name in plan.runs else known.runs.at[name, "items"] for name in names]
+    return pd.DataFrame({"Run": names, "Status": status, **took, "Items": readers})
 
 
 def verdict_rows(scales: Mapping[str, Sources]) -> list[dict[str, Any]]:
@@ -222,5 +220,4 @@ def columns_of(item: Item, scales: Mapping[str, Sources], sources: Sources) -> d
 
 
 def write(sources: Sources, out: Path) -> Path:
-    page = render(sources)
-    return atomically(out, lambda path: path.write_text(page, encoding="utf-8"))
+    return write_text(out, render(sources))

@@ -17,12 +17,11 @@ from unlocked.artifact.pilot import RULE, Cell
 from unlocked.artifact.plan import Plan
 from unlocked.errors import SettingError
 from unlocked.items.frames import Frames
-from unlocked.items.output import atomically
+from unlocked.items.output import write_text
 from unlocked.items.table import NONE
 from unlocked.units import plural
 
 HEAD = "# Written by `python3 reproduce.py pilot --config scale={scale}`.\n# {rule}\n"
-DIVERGED = "diverged"
 
 
 def chosen(cell: Cell, names: list[str], frames: Frames) -> dict[str, Any]:
@@ -34,8 +33,8 @@ def chosen(cell: Cell, names: list[str], frames: Frames) -> dict[str, Any]:
     means = 100 * runs["test_accuracy"].astype(float).to_numpy().reshape(shape).mean(axis=1)
     means = np.where(there & ~lost, means, np.nan)
     grid: dict[float, Any] = {
-        rate: DIVERGED if gone else round(float(mean), 2) if done and not np.isnan(mean) else None
-        for rate, mean, done, gone in zip(cell.rates, means, there, lost, strict=True)
+        rate: "diverged" if gone else None if np.isnan(mean) else round(float(mean), 2)
+        for rate, mean, gone in zip(cell.rates, means, lost, strict=True)
     }
     if np.isnan(means).all():
         return {"lr": None, "settled": False, "grid": grid}
@@ -58,23 +57,17 @@ def beyond(rates: tuple[float, ...], best: int) -> float | None:
     return float(f"{end * end / neighbour:.2g}")
 
 
-def choices(plan: Plan, frames: Frames) -> dict[str, dict[str, Any]]:
-    """The content of the file: cells by paper; `SettingError` where the scale has no pilot."""
-    papers = {paper: {cell.name: cell for cell in cells} for paper, cells in plan.scale.cells.items() if cells}
-    if not papers:
-        raise SettingError("scale", plan.scale.name, "has no pilot: its runs have the rates that it names")
-    return {
-        paper: {name: chosen(cells[name], runs, frames) for name, runs in plan.pilot[paper].items()}
-        for paper, cells in papers.items()
-    }
-
-
 def write(plan: Plan, frames: Frames) -> tuple[Path, str]:
-    """Write the file; returns its path, and what a reader should know."""
-    made, path = choices(plan, frames), config.pilot_file(plan.scale.name)
+    """Write the file, cells by paper; returns its path, and what a reader should know."""
+    made = {
+        paper: {cell.name: chosen(cell, plan.pilot[paper][cell.name], frames) for cell in cells}
+        for paper, cells in plan.scale.cells.items()
+        if cells
+    }
+    if not made:
+        raise SettingError("scale", plan.scale.name, "has no pilot: its runs have the rates that it names")
     text = HEAD.format(scale=plan.scale.name, rule=RULE) + yaml.safe_dump(made, sort_keys=False, width=1000)
-    atomically(path, lambda whole: whole.write_text(text))
-    return path, report(made)
+    return write_text(config.pilot_file(plan.scale.name), text), report(made)
 
 
 def report(made: dict[str, dict[str, Any]]) -> str:

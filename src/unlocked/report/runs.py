@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -75,17 +76,12 @@ def compare(runs: pd.DataFrame, path: Path) -> str:
     if now.empty:
         raise DataError(f"{path}: none of the runs here is in it; to train one: unlocked train --runs ID --results DIR")
     level = ERROR / (len(now) * len(METRICS))
-    lines = [judged(row, known, level) for _, row in now.iterrows()]
-    words = [line.split(": ", 1)[1].split(",")[0] for line in lines]
-    counts = ", ".join(f"{words.count(word)} {word}" for word in ("same", "agrees", "differs"))
-    return "\n".join(
-        [
-            machines("there", known.loc[now.index]),
-            machines("here", now),
-            *lines,
-            f"{plural(len(now), 'run')} compared: {counts}",
-        ]
-    )
+    found = {name: judged(row, known, level) for name, row in now.iterrows()}
+    lines = [machines("there", known.loc[now.index]), machines("here", now)]
+    lines += [f"{name}: {word}{more}" for name, (word, more) in found.items()]
+    counts = Counter(word for word, _ in found.values())
+    each = ", ".join(f"{counts[word]} {word}" for word in ("same", "agrees", "differs"))
+    return "\n".join([*lines, f"{plural(len(now), 'run')} compared: {each}"])
 
 
 def machines(where: str, runs: pd.DataFrame) -> str:
@@ -96,18 +92,18 @@ def machines(where: str, runs: pd.DataFrame) -> str:
     )
 
 
-def judged(row: pd.Series, known: pd.DataFrame, level: float) -> str:
-    """A line about one run; level: of each metric's test."""
+def judged(row: pd.Series, known: pd.DataFrame, level: float) -> tuple[str, str]:
+    """What became of one run, and what is to be said of it; level: of each metric's test."""
     then = known.loc[row.name]
     if row["history"] == then["history"]:
-        return f"{row.name}: same"
+        return "same", ""
     shown = [key for key in METRICS if pd.notna(row[key]) or pd.notna(then[key])]
     changes = ", ".join(f"{key} {then[key]:.6g} -> {row[key]:.6g}" for key in shown)
     if [str(row[key]) for key in MACHINE] == [str(then[key]) for key in MACHINE]:
-        return f"{row.name}: differs, though the machine and the versions are alike: {changes}"
+        return "differs", f", though the machine and the versions are alike: {changes}"
     seeds = known[known["group"] == then["group"]]
-    outside = [key for key in shown if not within_spread(row[key], seeds[key], level)]
-    return f"{row.name}: {'differs' if outside else 'agrees'}, by the spread of {plural(len(seeds), 'seed')}: {changes}"
+    within = all(within_spread(row[key], seeds[key], level) for key in shown)
+    return "agrees" if within else "differs", f", by the spread of {plural(len(seeds), 'seed')}: {changes}"
 
 
 def within_spread(value: float, seeds: pd.Series, level: float) -> bool:

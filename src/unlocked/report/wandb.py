@@ -7,7 +7,6 @@ panels show, is a step of its own that needs a key. W&B is imported where it is 
 
 from __future__ import annotations
 
-import functools
 import os
 import subprocess
 import sys
@@ -20,7 +19,7 @@ import pandas as pd
 from unlocked.artifact.plan import CLAIMS, Item
 from unlocked.artifact.record import folder_of
 from unlocked.errors import DataError, SettingError
-from unlocked.items.output import atomically
+from unlocked.items.output import write_text
 from unlocked.papers import PAPERS
 from unlocked.papers.run import Runtime
 from unlocked.report import claims, summary
@@ -53,36 +52,37 @@ def destination(sources: Sources) -> dict[str, str]:
 
 def grouping(item: Item, sources: Sources) -> tuple[list[str], int]:
     """The settings in which an item's runs differ, but for the seed, and how many groups of runs these make."""
-    runs = [sources.plan.runs[name] for name in item.runs if name in sources.plan.runs]
-    rows = pd.DataFrame([flatten(run.identity()) for run in runs]).astype(str)
+    rows = pd.DataFrame([flatten(sources.plan.runs[name].identity()) for name in item.runs]).astype(str)
     rows = rows.drop(columns="seed").loc[:, lambda all_: all_.nunique() > 1]
     return list(rows), max(1, len(rows.drop_duplicates()))
 
 
-def panels(item: Item, sources: Sources) -> list[Any]:
-    """For every metric the mean and range over the seeds of every group of runs: a curve, or a bar of last values.
+def panels(item: Item, sources: Sources, groups: int) -> list[Any]:
+    """For every metric the mean and range over the seeds of every group of runs, side by side.
 
     A metric that none of the item's runs logged is refused.
     """
-    frames, reports = sources.frames_of(item), library()
+    frames = sources.frames_of(item)
     complete = len(frames.runs) == len(item.runs) and not frames.column("diverged").any()
     logged = frames.history[["metric", "index"]].drop_duplicates().itertuples(index=False)
     known = {metric if index < 0 else f"{metric}/{index}" for metric, index in logged}
-    grouped = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax", "max_runs_to_show": grouping(item, sources)[1]}
-    drawn: list[Any] = []
-    for kind, metric in ((kind, metric) for kind, own in item.config.panels.items() for metric in own):
+    wanted = [(kind, metric) for kind, own in item.config.panels.items() for metric in own]
+    for _, metric in wanted:
         if complete and metric not in known:
             where = f"configs/{item.paper}/items.yaml: {item.id}.panels"
             raise SettingError(where, metric, "is a metric that no run of the item logs")
-        layout = reports.Layout(x=12 * (len(drawn) % 2), y=7 * (len(drawn) // 2), w=12, h=7)  # of a grid 24 wide
-        title, x = metric.replace("_", " "), X_AXIS.get(kind, "")
-        common = {"layout": layout, **grouped}
-        if kind == "final":
-            drawn.append(reports.BarPlot(title=f"{title} at the end", metrics=[metric], **common))
-        else:
-            logs = {"log_x": kind == "over_log_time", "log_y": any(word in metric for word in LOGARITHMIC)}
-            drawn.append(reports.LinePlot(title=title, x=x, y=[metric], title_x=x.replace("_", " "), **common, **logs))
-    return drawn
+    return [panel(kind, metric, place, groups) for place, (kind, metric) in enumerate(wanted)]
+
+
+def panel(kind: str, metric: str, place: int, groups: int) -> Any:
+    """A curve, or a bar of last values, in a grid 24 wide."""
+    reports, title, x = library(), metric.replace("_", " "), X_AXIS.get(kind, "")
+    common = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax", "max_runs_to_show": groups}
+    common["layout"] = reports.Layout(x=12 * (place % 2), y=7 * (place // 2), w=12, h=7)
+    if kind == "final":
+        return reports.BarPlot(title=f"{title} at the end", metrics=[metric], **common)
+    logs = {"log_x": kind == "over_log_time", "log_y": any(word in metric for word in LOGARITHMIC)}
+    return reports.LinePlot(title=title, x=x, y=[metric], title_x=x.replace("_", " "), **common, **logs)
 
 
 def section(item: Item, sources: Sources, to: dict[str, str]) -> list[Any]:
@@ -95,9 +95,10 @@ def section(item: Item, sources: Sources, to: dict[str, str]) -> list[Any]:
         tags = (f"item:{item.name}", f"scale:{sources.plan.scale.name}")
         tagged = " and ".join(f"Tags() in ['{tag}']" for tag in tags)
         order = [reports.OrderBy("Name", ascending=True)]
-        groups = [f"config.{key}" for key in grouping(item, sources)[0]]
-        runs = reports.Runset(**to, name=item.name, filters=tagged, order=order, groupby=groups)
-        blocks.append(reports.PanelGrid(runsets=[runs], panels=panels(item, sources)))
+        keys, groups = grouping(item, sources)
+        names = [f"config.{key}" for key in keys]
+        runs = reports.Runset(**to, name=item.name, filters=tagged, order=order, groupby=names)
+        blocks.append(reports.PanelGrid(runsets=[runs], panels=panels(item, sources, groups)))
     else:
         blocks.append(reports.P("Computed without training: there are no runs to show."))
     return [*blocks, reports.MarkdownBlock(text=f"Rebuild: `{shown['command']}`")]
@@ -129,7 +130,7 @@ def write(sources: Sources) -> list[Path]:
     for paper, definition in definitions(sources).items():
         path = sources.results / sources.plan.scale.name / f"wandb_report_{paper}.json"
         text = definition._to_model().model_dump_json(by_alias=True, exclude_none=True, indent=1)  # as `save` does
-        paths.append(atomically(path, functools.partial(Path.write_text, data=f"{text}\n")))
+        paths.append(write_text(path, f"{text}\n"))
     return paths
 
 
