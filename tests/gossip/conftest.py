@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 
+from unlocked.artifact.train import training_of
 from unlocked.gossip.workers import Streams
 
 
 @pytest.fixture(scope="session")
 def train_of(data_of: Callable[..., Any]) -> Callable[..., Any]:
     """The training of a run, its data loaded."""
-
-    def make(run: Any) -> Any:
-        torch.set_num_threads(1)
-        module, _, name = run.trainer.rpartition(".")
-        return getattr(importlib.import_module(module), name)(run, data_of(run))
-
-    return make
+    return lambda run: training_of(run, data_of(run))
 
 
 @pytest.fixture

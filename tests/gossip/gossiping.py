@@ -189,20 +189,6 @@ def record(rank: int, lockstep: bool, dtype: torch.dtype, steps: int = 40) -> di
     return {"start": start, "events": events, "x": state["x"].tolist(), "x_tilde": state["x_tilde"].tolist()}
 
 
-def every(rank: int, graphs: list[str]) -> list[tuple]:
-    """A short run on each graph; workers differ in the number of steps."""
-    done = []
-    for k, graph in enumerate(graphs):
-        model, gossip = begin(rank, graph=graph, rate=(0.5, 1.0, 3.0)[k % 3], momentum=k % 2 == 0)
-        with gossip:
-            for _ in range(12 + 3 * rank):
-                gradient(model, 0.001)
-                gossip.step()
-            workers = gossip.average_()
-        done.append((workers, gossip.statistics()["failed"], gossip._averaging._thread.is_alive(), values(model)))
-    return done
-
-
 def leave(rank: int, folder: str) -> dict[str, Any]:
     """Twice, with one model: rank 1 fails early the first time; the second time it trains on while others average."""
     model, first = begin(rank)

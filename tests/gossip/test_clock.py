@@ -90,16 +90,10 @@ def test_synchronous_steps_by_hand(clock: Clock) -> None:
     [
         ({"law": "uniform"}, "law"),
         ({"law": "gamma", "variation": 0.0}, "variation"),
-        ({"law": "gamma", "variation": 101.0}, "variation"),
-        ({"law": "gamma", "variation": float("nan")}, "variation"),
         ({"variation": 0.5}, "variation"),  # without effect
-        ({"slow_workers": -1}, "slow_workers"),
         ({"slow_workers": 1, "slow_factor": 0.5}, "slow_factor"),
         ({"slow_factor": 4.0}, "slow_factor"),  # without effect
-        ({"gradient_seconds": 0.0}, "gradient_seconds"),
-        ({"latency": -0.1}, "latency"),
         ({"latency": float("inf")}, "latency"),
-        ({"bandwidth": 0.0}, "bandwidth"),
     ],
 )
 def test_wrong_clocks_are_refused_in_one_line(settings: dict[str, Any], wrong: str) -> None:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from trainings import advance_all
 
 from unlocked.artifact.train import training_of
 from unlocked.papers.acid.paper import kind_of
 from unlocked.settings import build, nest
-from unlocked.vision import data as vision_data
 from unlocked.vision.data import Dataset, Split
 
 pytestmark = pytest.mark.slow
@@ -41,18 +38,15 @@ IMAGENET = {
 }
 
 
-@pytest.fixture
-def imagenet(tmp_path: Path) -> Path:
-    """Folders of JPEG files as ImageNet has them, of different sizes."""
-    draws = np.random.default_rng(0)
-    for part, each in (("train", 8), ("val", 1)):
-        for wordnet in ("n01440764", "n02102040"):
-            folder = tmp_path / "imagenet" / part / wordnet
-            folder.mkdir(parents=True)
-            for number in range(each):
-                pixels = draws.integers(0, 256, (240 + 10 * number, 300, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(folder / f"{wordnet}_{number}.JPEG")
-    return tmp_path
+def noise(name: str, size: int) -> Dataset:
+    """16 images to train and 4 to test, augmented."""
+    draws = torch.Generator().manual_seed(0)
+    pixels, labels = torch.randint(256, (20, 3, size, size), generator=draws), torch.randint(10, (20,), generator=draws)
+    train, test = (
+        Split(pixels[part].byte(), labels[part], (0.5,) * 3, (0.29,) * 3, "crop_flip", 4)
+        for part in (slice(16), slice(16, 20))
+    )
+    return Dataset(name, train, test, 10, 3, size, "noise", "none")
 
 
 def metrics_of(data: Dataset, settings: dict[str, Any], gradients: int) -> dict[str, Any]:
@@ -84,13 +78,7 @@ def metrics_of(data: Dataset, settings: dict[str, Any], gradients: int) -> dict[
 )
 def test_cifar10_cells(cell: dict[str, Any]) -> None:
     """ResNet-18 at 32×32, crops and flips."""
-    draws = torch.Generator().manual_seed(0)
-    pixels, labels = torch.randint(256, (20, 3, 32, 32), generator=draws), torch.randint(10, (20,), generator=draws)
-    train, test = (
-        Split(pixels[part].byte(), labels[part], (0.5,) * 3, (0.29,) * 3, "crop_flip", 4)
-        for part in (slice(16), slice(16, 20))
-    )
-    metrics = metrics_of(Dataset("cifar10", train, test, 10, 3, 32, "noise", "none"), cell, gradients=8)
+    metrics = metrics_of(noise("cifar10", 32), cell, gradients=8)
     assert cell["method"] == "allreduce" or 0 <= metrics["worker_test_accuracy_min"] <= 1
 
 
@@ -103,7 +91,6 @@ def test_cifar10_cells(cell: dict[str, Any]) -> None:
         {"method": "allreduce", "workers": 2},
     ],
 )
-def test_imagenet_cells(imagenet: Path, cell: dict[str, Any]) -> None:
-    """ResNet-50 at 224×224 from JPEG files: the parameters of a whole network per worker, a few gradients."""
-    data = vision_data.load("imagenet", imagenet, train_limit=16, test_limit=2, verify=False, download=False)
-    metrics_of(data, IMAGENET | cell, gradients=4)
+def test_imagenet_cells(cell: dict[str, Any]) -> None:
+    """ResNet-50 at 224×224: the parameters of a whole network per worker, a few gradients."""
+    metrics_of(noise("imagenet", 224), IMAGENET | cell, gradients=4)

@@ -135,14 +135,6 @@ def test_the_best_strength_is_the_best() -> None:
     assert best[0.0] < 0.1 < 1 < best[1.0]
 
 
-def test_curvature_weighs_disagreement() -> None:
-    """The loss difference is half the sum of curvature times distance."""
-    spectrum, problems = Spectrum.of(topology.build("ring", 8)), [Problem(a) for a in (0.2, 0.9)]
-    distances = [stationary.consensus_distance(spectrum, Constants.baseline(), p) for p in problems]
-    expected = sum(p.curvature * d for p, d in zip(problems, distances, strict=True)) / 2
-    assert stationary.measures(spectrum, Constants.baseline(), problems)[1] == pytest.approx(expected)
-
-
 @pytest.mark.parametrize("workers", [16, 64])
 @pytest.mark.parametrize("name", ["complete", "exponential", "torus", "ring"])
 def test_averaging_alone_decays_as_the_papers_constants_say(name: str, workers: int) -> None:

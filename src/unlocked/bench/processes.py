@@ -21,6 +21,7 @@ import torch.distributed as dist
 
 from unlocked.bench import Options, ratio
 from unlocked.bench.gossip import BATCH, IMAGES, noise_data
+from unlocked.gossip.clock import Slowdown
 from unlocked.gossip.distributed import rendezvous
 from unlocked.gossip.distributed.exchange import Memory
 from unlocked.gossip.distributed.wire import Channel, read
@@ -64,12 +65,12 @@ def measure(options: Options) -> dict[str, float]:
                 1e3 * (o.useful_cpu + o.overhead_cpu) / o.averagings for o in turns["on"]
             )
     factor = WAIT_MILLISECONDS / numbers["milliseconds_per_gradient_mlp"]
-    waiting: dict[str, Any] = {"workers": WAITERS, "clock": acid.Slowdown(WAITERS, max(1.0, factor))}
+    waiting: dict[str, Any] = {"workers": WAITERS, "clock": Slowdown(WAITERS, max(1.0, factor))}
     few = replace(options, gradients=max(WAITERS, options.gradients // 4))
     turns = race({"on": run_of("mlp", few, **waiting), "off": run_of("mlp", few, rate=NEVER, **waiting)}, options.turns)
     numbers["gossip_on_off_waiting_4"] = ratio(speeds(turns["on"]), speeds(turns["off"]))
     kinds = {"ddp": acid.ProcessAllReduce, "async": acid.ProcessAcid}
-    runs = {name: run_of("conv", options, kind, clock=acid.Slowdown(1)) for name, kind in kinds.items()}
+    runs = {name: run_of("conv", options, kind, clock=Slowdown(1)) for name, kind in kinds.items()}
     turns = race(runs, options.turns)
     numbers["async_vs_ddp_straggler"] = ratio(*([o.seconds for o in turns[name]] for name in kinds))
     return numbers | averagings(options)

@@ -20,13 +20,28 @@ from unlocked.settings import Settings, setting
 
 
 @dataclass(frozen=True)
-class Clock(Settings):
+class Slowdown(Settings):
+    """Workers that are slower than others."""
+
+    slow_workers: int = setting(0, "the first so many workers are slow", least=0, most=1_000_000)
+    slow_factor: float = setting(
+        2.0, "a slow worker's gradients take so many times as long; processes sleep", least=1, most=1e6
+    )
+
+    def check(self) -> None:
+        self.refuse_idle("slow_factor", self.slow_workers > 0, "slow_workers > 0")
+
+    def check_workers(self, workers: int) -> None:
+        """Refuse more slow workers than there are workers."""
+        self.refuse_unless(self.slow_workers <= workers, "slow_workers", f"must be between 0 and the {workers} workers")
+
+
+@dataclass(frozen=True)
+class Clock(Slowdown):
     """The time model of a run."""
 
     law: str = setting("exponential", "of gradient durations; exponential: Poisson clocks", names=lambda: LAWS)
     variation: float = setting(0.3, "gamma: coefficient of variation (deviation / mean)", above=0, most=100)
-    slow_workers: int = setting(0, "the first so many workers are slow", least=0, most=1_000_000)
-    slow_factor: float = setting(2.0, "a slow worker's gradients take so many times as long", least=1, most=1e6)
     gradient_seconds: float = setting(0.1, "mean duration of a gradient of an ordinary worker", above=1e-9, most=1e6)
     latency: float = setting(0.0, "seconds per message", least=0, most=1e6)
     bandwidth: float | None = setting(
@@ -34,12 +49,13 @@ class Clock(Settings):
     )
 
     def check(self) -> None:
+        super().check()
         self.refuse_idle("variation", self.law == "gamma", "law = gamma")
-        self.refuse_idle("slow_factor", self.slow_workers > 0, "slow_workers > 0")
 
-    def check_workers(self, workers: int) -> None:
-        """Refuse more slow workers than there are workers."""
-        self.refuse_unless(self.slow_workers <= workers, "slow_workers", f"must be between 0 and the {workers} workers")
+    def refuse_links(self, reason: str) -> None:
+        """Refuse links that take time."""
+        for name in ("latency", "bandwidth"):
+            self.refuse_unless(not getattr(self, name), name, reason)
 
 
 Law = Callable[[Clock, np.random.Generator, int], np.ndarray]

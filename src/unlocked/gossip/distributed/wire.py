@@ -18,7 +18,6 @@ import socket
 import stat
 import struct
 import threading
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
@@ -154,11 +153,22 @@ class Channel:
             raise Stranger("a message is larger than any")
         text, data = read(self.sock, length), memoryview(bytearray(size))
         exactly(self.sock, data)
+
+        def arrays(found: dict[str, Any]) -> Any:
+            """In the place of a type and a shape the array of them that comes next in the data."""
+            nonlocal data
+            if found.keys() != {"array"}:
+                return found
+            kind, shape = np.dtype(found["array"][0]), tuple(found["array"][1])
+            if kind.hasobject:
+                raise ValueError("an array of objects")
+            size = kind.itemsize * int(np.prod(shape, dtype=np.int64))
+            taken, data = data[:size], data[size:]
+            return np.frombuffer(taken, kind).reshape(shape)
+
         try:
-            arrays = unpacked(data)
-            next(arrays)
-            return json.loads(text, object_hook=lambda d: arrays.send(d["array"]) if d.keys() == {"array"} else d)
-        except (ValueError, TypeError, StopIteration) as error:
+            return json.loads(text, object_hook=arrays)
+        except (ValueError, TypeError) as error:
             raise Stranger("a message is none") from error
 
     def hang_up(self) -> None:
@@ -169,15 +179,3 @@ class Channel:
     def close(self) -> None:
         """Free this end; only for the thread that receives."""
         self.sock.close()
-
-
-def unpacked(data: memoryview) -> Generator[Any, Any, None]:
-    """A coroutine: to it a type and a shape, from it the array of them that comes next in the data."""
-    asked: Any = yield None
-    while True:
-        kind, shape = np.dtype(asked[0]), tuple(asked[1])
-        if kind.hasobject:
-            raise ValueError("an array of objects")
-        size = kind.itemsize * int(np.prod(shape, dtype=np.int64))
-        asked = yield np.frombuffer(data[:size], kind).reshape(shape)
-        data = data[size:]

@@ -32,16 +32,12 @@ def fraction(value: float) -> str:
 
 def compared(frames: Frames) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
     """The methods set side by side, by label: settings that choose their runs, and options of `Axes.plot`."""
+    ring = {"method": "baseline", "graph": "ring"}
     shown: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         "AR-SGD": ({"method": "allreduce"}, {"color": style.BLACK, "linestyle": ":"}),
         "baseline, complete graph": ({"method": "baseline", "graph": "complete"}, {"color": style.SKY}),
-        **{
-            f"baseline, {rate:g} com/∇": (
-                {"method": "baseline", "graph": "ring", "rate": rate},
-                {"color": style.BLUE, "linestyle": line},
-            )
-            for rate, line in ((1.0, "-"), (2.0, "--"))
-        },
+        "baseline, 1 com/∇": (ring | {"rate": 1.0}, {"color": style.BLUE}),
+        "baseline, 2 com/∇": (ring | {"rate": 2.0}, {"color": style.BLUE, "linestyle": "--"}),
     }
     strengths = sorted(frames.values("strength"), reverse=True)
     for c, color in zip(strengths, STRENGTH_COLORS, strict=False):
@@ -55,13 +51,12 @@ REGIME = ["model.name", "model.width", "workers", "data.partition", "optim.clip"
 def by_regime(frames: Frames) -> dict[str, Frames]:
     """The runs of each network, number of workers and partition, by what these are called."""
     found = {}
-    for name, width, workers, partition, clip in frames.runs[REGIME].drop_duplicates().itertuples(index=False):
+    for (name, width, workers, partition, clip), runs in frames.runs.groupby(REGIME, dropna=False, sort=False):
         narrow = f" × {fraction(width)}" if width != 1 else ""
         data = f", {PARTITION_NAMES[partition]}" if partition != "iid" else ""
         clipped = "" if pd.isna(clip) else ", clipped"
-        values = {"model__name": name, "model__width": width, "workers": workers, "data__partition": partition}
-        chosen = frames.select(**values, optim__clip=None if pd.isna(clip) else clip)
-        found[f"{NETWORKS[name].title}{narrow}{clipped}, n = {workers}{data}"] = chosen
+        title = f"{NETWORKS[name].title}{narrow}{clipped}, n = {workers}{data}"
+        found[title] = frames.where(frames.runs.index.isin(runs.index))
     return found
 
 

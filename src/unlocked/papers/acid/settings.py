@@ -9,9 +9,8 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from unlocked.errors import SettingError
 from unlocked.gossip import topology
-from unlocked.gossip.clock import Clock
+from unlocked.gossip.clock import Clock, Slowdown
 from unlocked.gossip.momentum import DYNAMICS
 from unlocked.gossip.schedule import PAIRINGS
 from unlocked.papers.base import total_gradients
@@ -29,7 +28,7 @@ from unlocked.papers.run import (
     Runtime,
     number,
 )  # fmt: skip
-from unlocked.settings import Settings, flatten, plain, setting
+from unlocked.settings import Settings, flatten, inside, plain, setting
 from unlocked.vision import networks
 from unlocked.vision.partition import PARTITIONS
 
@@ -129,27 +128,17 @@ class ProcessRuntime(Runtime):
         self.refuse_unless(self.backend != "nccl" or self.kind == "cuda", "backend", "needs device = cuda")
 
 
-@dataclass(frozen=True)
-class Slowdown(Settings):
-    """Real gradients take their own time; some may be slowed."""
-
-    slow_workers: int = setting(0, "the first so many workers are slow", least=0, most=1_000_000)
-    slow_factor: float = setting(
-        2.0, "a slow worker's gradients take so many times as long, by sleeping", least=1, most=1e6
-    )
-
-    def check(self) -> None:
-        self.refuse_idle("slow_factor", self.slow_workers > 0, "slow_workers")
-
-    def check_workers(self, workers: int) -> None:
-        """No more slow workers than workers."""
-        if self.slow_workers > workers:
-            raise SettingError("clock.slow_workers", self.slow_workers, f"must be between 0 and the {workers} workers")
-
-
 def mark(key: str, value: Any) -> str:
     """An unusual value in a run's name: `released`, `c0.25`."""
     return MARKS[key] + number(value) if key in MARKS else value
+
+
+@dataclass(frozen=True)
+class Gossip(Settings):
+    """What gossip has: a graph and a rate."""
+
+    graph: str = setting("ring", "the communication graph", names=topology.GRAPHS)
+    rate: float = setting(1.0, "communications per worker and gradient", above=0, most=1e6)
 
 
 @dataclass(frozen=True)
@@ -161,6 +150,13 @@ class AcidRun(Run):
         "acid", "acid: gossip with momentum; baseline: without; allreduce: synchronous", names=METHODS
     )
     workers: int = setting(64, "number of workers", least=1, most=1_000_000)
+    clock: Slowdown = setting(Slowdown(), "which workers are slow")
+
+    def check(self) -> None:
+        if isinstance(self, Gossip):
+            topology.check(self.graph, self.workers)
+        with inside("clock"):
+            self.clock.check_workers(self.workers)
 
     @property
     def total_gradients(self) -> int:
@@ -208,6 +204,7 @@ class NetworkRun(AcidRun):
     )
 
     def check(self) -> None:
+        super().check()
         self.optim.refuse_small_data(self.data, self.workers)
 
     @property
@@ -235,14 +232,6 @@ class NetworkRun(AcidRun):
 
 
 @dataclass(frozen=True)
-class Gossip(Settings):
-    """What gossip has: a graph and a rate."""
-
-    graph: str = setting("ring", "the communication graph", names=topology.GRAPHS)
-    rate: float = setting(1.0, "communications per worker and gradient", above=0, most=1e6)
-
-
-@dataclass(frozen=True)
 class Momentum(Settings):
     """What A²CiD² adds to gossip."""
 
@@ -261,10 +250,6 @@ class AllReduce(NetworkRun):
     method: str = setting("allreduce", "all workers average every gradient", names=("allreduce",))
     clock: Clock = setting(Clock(), "how long gradients and messages take")
     runtime: Runtime = setting(Runtime(), "where and how it is executed")
-
-    def check(self) -> None:
-        super().check()
-        self.clock.check_workers(self.workers)
 
 
 @dataclass(frozen=True)
@@ -293,12 +278,9 @@ class Baseline(Gossip, NetworkRun):
 
     def check(self) -> None:
         super().check()
-        topology.check(self.graph, self.workers)
-        self.clock.check_workers(self.workers)
-        for name in ("latency", "bandwidth"):
-            if self.pairing == "poisson" and (value := getattr(self.clock, name)):
-                reason = "needs pairing = availability: poisson averages in no time"
-                raise SettingError(f"clock.{name}", value, reason)
+        if self.pairing == "poisson":
+            with inside("clock"):
+                self.clock.refuse_links("needs pairing = availability: poisson averages in no time")
 
 
 @dataclass(frozen=True)
@@ -313,12 +295,7 @@ class ProcessRun(NetworkRun):
     trainer: ClassVar[str] = "unlocked.papers.acid.processes.training.ProcessTraining"
     launcher: ClassVar[str | None] = "unlocked.papers.acid.processes.launch"
     engine: str = setting("processes", "processes: one process per worker, in real time", names=("processes",))
-    clock: Slowdown = setting(Slowdown(), "which workers are slowed")
     runtime: ProcessRuntime = setting(ProcessRuntime(), "where and how it is executed")
-
-    def check(self) -> None:
-        super().check()
-        self.clock.check_workers(self.workers)
 
     @property
     def processes(self) -> int:
@@ -338,10 +315,6 @@ class ProcessBaseline(Gossip, ProcessRun):
 
     method: str = setting("baseline", "gossip without momentum", names=("baseline",))
     init: str = setting("common", "one draw for all workers", names=("common", "mean_of_independent"))
-
-    def check(self) -> None:
-        super().check()
-        topology.check(self.graph, self.workers)
 
 
 @dataclass(frozen=True)

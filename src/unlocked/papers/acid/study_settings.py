@@ -5,13 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from unlocked.errors import SettingError
-from unlocked.gossip import topology
 from unlocked.gossip.clock import Clock
 from unlocked.gossip.schedule import PAIRINGS
 from unlocked.papers.acid.settings import AcidRun, Gossip, Momentum, bookkeeping
 from unlocked.papers.run import PROCESS_MB, Estimate, Points
-from unlocked.settings import Settings, setting
+from unlocked.settings import Settings, inside, setting
 
 STUDY_EVENT, STUDY_NUMBER = 3.0e-5, 2.0e-9  # seconds per event, and per coordinate of it
 VECTORS = 8  # of every worker, in memory
@@ -62,11 +60,8 @@ class AveragingBaseline(Gossip, AcidRun):
 
     def check(self) -> None:
         super().check()
-        topology.check(self.graph, self.workers)
-        self.clock.check_workers(self.workers)
-        for name in ("latency", "bandwidth"):
-            if value := getattr(self.clock, name):
-                raise SettingError(f"clock.{name}", value, "has no effect in a study, where averaging takes no time")
+        with inside("clock"):
+            self.clock.refuse_links("has no effect in a study, where averaging takes no time")
 
     @property
     def total_gradients(self) -> int:

@@ -42,7 +42,7 @@ def advance_to(training: ProcessTraining, count: int) -> Coordinator:
 def finals(training: ProcessTraining) -> dict[int, State]:
     """The workers that lived when their gossip was over, as they were then."""
     assert training.coordinator is not None
-    return training.coordinator.samples[FINAL].states
+    return training.coordinator.past.samples[FINAL].states
 
 
 def pid_of(training: ProcessTraining, worker: int) -> int:

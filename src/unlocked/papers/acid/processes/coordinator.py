@@ -7,14 +7,13 @@ worker that had them is lost: the total is exact. Whom a worker averages with is
 A worker says `ready` (seconds of a gradient; host and port at which neighbours find it), `progress` (its tally; seconds
 that it has spent on a gradient so far, 0 if it rightly waits), `shown` (an occasion, its state) and `failed` (why). It
 is told `begin` (the run's id and key, where all-reduce's workers meet, the vector that all start from; its number, a
-state to continue from), `meet` (host and port of each worker), `grant` (gradients that it may have done; mean seconds
-of one), `show` (an occasion; whether to end the averagings first, until `continue`), `ping` (answered by `progress`)
-and `dismissed` (why, if there is a reason).
+state to continue from), `meet` (host and port of each worker; mean seconds of a gradient), `grant` (gradients that it
+may have done; their mean seconds), `show` (an occasion; whether to end the averagings first, until `continue`), `ping`
+(answered by `progress`) and `dismissed` (why, if there is a reason).
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import signal
 import threading
@@ -32,8 +31,7 @@ from unlocked.papers.acid.processes.launch import Line
 from unlocked.papers.acid.processes.state import Checkpoint, Death, Sample, State, Tally
 
 GRANT_SECONDS = 0.04  # gradients that are granted at a time: as many as take this long, and one more
-SAVE, FINAL = "save", "final"
-Occasion = int | str  # to show a state: the number of a sample, or one of these
+SAVE, FINAL = -1, -2  # occasions to show a state, besides the numbers of samples; averagings are halted before
 
 
 @dataclass
@@ -42,15 +40,9 @@ class Member:
 
     number: int
     process: BaseProcess | None
-    tally: Tally
     until: int  # gradients that it may do
     ready: float = 0.0  # seconds of its first gradient, once it is set up
     place: tuple[str, int] = ("", 0)  # where neighbours find it
-
-    @property
-    def done(self) -> int:
-        """Gradients that it has reported."""
-        return self.tally.steps
 
 
 class Coordinator(Hub):
@@ -68,14 +60,13 @@ class Coordinator(Hub):
         past: Checkpoint,
     ) -> None:
         """`first`: what all workers are told first. `gossip`: else all go in step. `samples_at`: numbers of gradients
-        at which all vectors are sampled. `past`: where workers start from; deaths are added to it.
+        at which all vectors are sampled. `past`: where workers start from; what happens is added.
         """
         super().__init__()
         self.gossip, self.past = gossip, past
         self.total, self.samples_at, self.timeout = total, samples_at, timeout
         self.awaited: Callable[[], bool] | None = None  # what the main thread waits for
         self.closing = threading.Event()
-        self.samples: dict[Occasion, Sample] = {}
         self.paused = self.running = self.closed = False
         self.begun = self.trained = 0.0
         self.answers = {
@@ -86,9 +77,7 @@ class Coordinator(Hub):
         }
         self.members: dict[int, Member] = {}
         for number, channel, process in lines:
-            state = self.past.states[number]
-            tally = Tally() if state is None else state.tally
-            self.members[number] = Member(number, process, tally, tally.steps)
+            self.members[number] = Member(number, process, self.done(number))
             self.join(number, channel)
         self.pool = total - self.counted
         tasks: list[Callable[[], None]] = [functools.partial(self._attend, n, first) for n in self.members]
@@ -101,7 +90,11 @@ class Coordinator(Hub):
     @property
     def counted(self) -> int:
         """Gradients over all workers, those of lost ones included."""
-        return sum(death.tally.steps for death in self.past.deaths) + sum(member.done for member in self.alive)
+        return sum(tally.steps for tally in self.past.tallies.values())
+
+    def done(self, number: int) -> int:
+        """Gradients that a worker has reported."""
+        return self.past.tallies[number].steps
 
     @property
     def alive(self) -> list[Member]:
@@ -109,21 +102,20 @@ class Coordinator(Hub):
         return [self.members[number] for number in sorted(self.here)]
 
     def unit(self) -> float:
-        """Mean seconds of a gradient over all members and gradients so far."""
-        tallies = [member.tally for member in self.members.values()]
-        steps = sum(tally.steps for tally in tallies)
-        if steps < len(tallies):
+        """Mean seconds of a gradient over all workers and gradients so far."""
+        tallies = self.past.tallies.values()
+        if self.counted < len(tallies):
             return sum(member.ready for member in self.alive) / max(1, len(self.alive))
-        return sum(tally.gradient_seconds for tally in tallies) / steps
+        return sum(tally.gradient_seconds for tally in tallies) / self.counted
 
     def quiet(self) -> bool:
         """Whether every granted gradient is done."""
-        return all(member.done == member.until for member in self.alive)
+        return all(self.done(member.number) == member.until for member in self.alive)
 
-    def shown(self, occasion: Occasion) -> bool:
+    def shown(self, occasion: int) -> bool:
         """Whether every living member has shown its state."""
-        states = self.samples[occasion].states if occasion in self.samples else {}
-        return bool(self.alive) and all(member.number in states for member in self.alive)
+        states = self.past.samples[occasion].states if occasion in self.past.samples else {}
+        return bool(self.here) and self.here <= states.keys()
 
     def broken(self) -> bool:
         """Whether the run cannot go on."""
@@ -157,7 +149,7 @@ class Coordinator(Hub):
         """The sample with this number, from all members that live."""
         self.wait(lambda: self.shown(number))
         with self.changed:
-            return self.samples.pop(number)
+            return self.past.samples.pop(number)
 
     def save(self) -> Checkpoint:
         """Everything as it is between gradients, while nobody averages; then all go on."""
@@ -165,20 +157,20 @@ class Coordinator(Hub):
         now = self._stop(SAVE)
         with self.changed:
             self.begun += self.seconds() - now.seconds
-            samples = {n: sample for n, sample in self.samples.items() if isinstance(n, int)}
-            kept = Checkpoint({**now.states}, self.past.samples | samples, list(self.past.deaths), now.seconds)
+            past = self.past
+            kept = Checkpoint({**now.states}, {**past.tallies}, {**past.samples}, [*past.deaths], now.seconds)
             self.paused = False
             for member in self.alive:
                 self.say(member.number, "continue")
                 self._grant(member)
-            return copy.deepcopy(kept)
+            return kept
 
     def finish(self) -> Sample:
         """Once all gradients are done: every living member, after its gossip has ended."""
         self.wait_for(self.total)
         return Sample(self.trained, self._stop(FINAL).states)
 
-    def _stop(self, occasion: str) -> Sample:
+    def _stop(self, occasion: int) -> Sample:
         """The living members' states, from a moment on in which none computes, while none averages.
 
         An averaging is in both states or in none: who has shown its own has ended what it asked, and refuses others.
@@ -190,8 +182,8 @@ class Coordinator(Hub):
             self._ask(occasion)
         self.wait(lambda: self.shown(occasion))
         with self.changed:
-            sample = self.samples[occasion] if occasion == FINAL else self.samples.pop(occasion)
-            return Sample(sample.seconds, {member.number: sample.states[member.number] for member in self.alive})
+            sample = self.past.samples[occasion] if occasion == FINAL else self.past.samples.pop(occasion)
+            return Sample(sample.seconds, {number: sample.states[number] for number in sorted(self.here)})
 
     def close(self) -> None:
         """Let all members go; processes of our own that do not end by themselves are killed."""
@@ -199,7 +191,7 @@ class Coordinator(Hub):
             if self.closed:
                 return
             self.closed = True
-            orderly = self.samples[FINAL].states if FINAL in self.samples else {}
+            orderly = self.past.samples[FINAL].states if FINAL in self.past.samples else {}
             for member in self.alive:
                 self.say(member.number, "dismissed", "")
         self.closing.set()
@@ -233,41 +225,39 @@ class Coordinator(Hub):
         if not self.running and self.alive and all(m.ready for m in self.alive):
             self.running, self.begun = True, time.perf_counter()
             for member in self.alive:
-                self.say(member.number, "meet", [(m.number, *m.place) for m in self.alive])
+                self.say(member.number, "meet", [(m.number, *m.place) for m in self.alive], self.unit())
             self._grant_all()
             self._wake()
 
     def _progress(self, number: int, tally: dict[str, Any], busy: float) -> None:
-        self._reported(self.members[number], Tally(**tally))
+        self._reported(number, Tally(**tally))
         if busy > self.timeout:
             self.lose(number, f"spent more than {self.timeout:g} s on one gradient")
         self._wake()
 
-    def _shown(self, number: int, occasion: Occasion, state: dict[str, Any]) -> None:
-        self.samples[occasion].states[number] = own = State.of(state)
-        if occasion == FINAL:
-            self.members[number].tally = own.tally
+    def _shown(self, number: int, occasion: int, state: dict[str, Any]) -> None:
+        self.past.samples[occasion].states[number] = own = State.of(state)
+        if occasion in (SAVE, FINAL):
+            self.past.tallies[number] = own.tally
         self._wake()
 
-    def _ask(self, occasion: Occasion) -> None:
+    def _ask(self, occasion: int) -> None:
         """Let all members show their states."""
-        self.samples[occasion] = Sample(self.seconds())
+        self.past.samples[occasion] = Sample(self.seconds())
         for member in self.alive:
             self.say(member.number, "show", occasion, occasion in (SAVE, FINAL))
 
     # Gradients
 
-    def _reported(self, member: Member, tally: Tally) -> None:
+    def _reported(self, number: int, tally: Tally) -> None:
         before = self.counted
-        member.tally = tally
+        self.past.tallies[number] = tally
         if before < self.counted == self.total:
             self.trained = self.seconds()
-        for number, bound in enumerate(self.samples_at):
+        for sample, bound in enumerate(self.samples_at):
             if before < bound <= self.counted:
-                self._ask(number)
-        if not self.gossip:
-            self._grant_all()
-        else:
+                self._ask(sample)
+        for member in [self.members[number]] if self.gossip else self.alive:
             self._grant(member)
 
     def _grant_all(self) -> None:
@@ -278,17 +268,17 @@ class Coordinator(Hub):
         """Give a member gradients to do until it has enough for a while, or there are none left."""
         if self.paused or not self.running or member.number not in self.here:
             return
-        unit = self.unit()
+        unit, done = self.unit(), self.done(member.number)
         want = 2 + int(GRANT_SECONDS / unit)
-        if member.until - member.done > want // 2:
+        if member.until - done > want // 2:
             return
         if not self.gossip:
-            until = min(self.total // len(self.members), min(m.done for m in self.alive) + want)
+            until = min(self.total // len(self.members), min(map(self.done, self.here)) + want)
             until = max([until, *(m.until for m in self.alive)])
         else:
             # towards the end in small portions, so that all end at about the same time
             want = min(want, max(1, self.pool // (2 * len(self.alive))))
-            until = max(member.until, min(member.done + want, member.until + self.pool))
+            until = max(member.until, min(done + want, member.until + self.pool))
         if until > member.until:
             self.pool -= until - member.until
             member.until = until
@@ -308,9 +298,9 @@ class Coordinator(Hub):
             member.process.kill()
         self.say(rank, "dismissed", reason)
         self.channels[rank].hang_up()
-        self.past.deaths.append(Death(rank, reason, round(self.seconds(), 3), member.tally))
+        self.past.deaths.append(Death(rank, reason, round(self.seconds(), 3)))
         say(f"worker {rank} {reason}" + "; the others go on" * self.gossip)
-        self.pool += member.until - member.done
+        self.pool += member.until - self.done(rank)
         self._begin_if_ready()
         self._grant_all()
         self._wake()

@@ -73,7 +73,6 @@ class Death:
     worker: int
     reason: str
     seconds: float  # of training until then
-    tally: Tally  # as last heard: what counts
 
 
 @dataclass
@@ -81,6 +80,7 @@ class Checkpoint:
     """A run between gradients."""
 
     states: dict[int, State | None]  # of the workers that are there; None: from the start
+    tallies: dict[int, Tally]  # of all workers, as last heard: what counts
     samples: dict[int, Sample] = field(default_factory=dict)  # by number, not yet evaluated
     deaths: list[Death] = field(default_factory=list)
     seconds: float = 0.0  # of training
@@ -94,10 +94,11 @@ class Checkpoint:
         """The inverse of `plain`."""
         return cls(
             {worker: state and State.of(state) for worker, state in plain["states"].items()},
+            {worker: Tally(**tally) for worker, tally in plain["tallies"].items()},
             {
                 number: Sample(sample["seconds"], {w: State.of(s) for w, s in sample["states"].items()})
                 for number, sample in plain["samples"].items()
             },
-            [Death(**{**death, "tally": Tally(**death["tally"])}) for death in plain["deaths"]],
+            [Death(**death) for death in plain["deaths"]],
             plain["seconds"],
         )

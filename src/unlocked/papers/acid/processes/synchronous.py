@@ -56,4 +56,5 @@ class Synchronous(Worker):
 
     def wind_down(self) -> None:
         """Leave the group, so that this process can join another."""
+        super().wind_down()
         dist.destroy_process_group()

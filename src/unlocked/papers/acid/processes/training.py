@@ -51,7 +51,8 @@ class ProcessTraining:
         self.measures, self.sgd = gossip.Measures(run, model, data), common.sgd_of(run, model, 0)
         self.coordinator: Coordinator | None = None
         self.store: Store | None = None  # of all-reduce's workers, who find each other through it
-        self.past = Checkpoint(dict.fromkeys(range(run.workers)))  # where the workers start; counting goes on in it
+        workers = range(run.workers)
+        self.past = Checkpoint(dict.fromkeys(workers), {worker: Tally() for worker in workers})  # goes on with the run
         self.measured = {"loss_sum": 0.0, "steps": 0}  # over all workers, at the last evaluation
 
     # The workers
@@ -103,11 +104,7 @@ class ProcessTraining:
 
     def tallies(self) -> list[Tally]:
         """What every worker has done, as last heard, in the order of the workers."""
-        tallies = {worker: state.tally for worker, state in self.past.states.items() if state is not None}
-        tallies |= {death.worker: death.tally for death in self.past.deaths}
-        if self.coordinator is not None:
-            tallies |= {number: member.tally for number, member in self.coordinator.members.items()}
-        return [tallies.get(worker, Tally()) for worker in range(self.run.workers)]
+        return [*self.past.tallies.values()]
 
     def measure(self, spans: int) -> Measurement:
         """All metrics after that many spans: of the start, of a sample, or of the final average."""
@@ -118,12 +115,7 @@ class ProcessTraining:
             metrics = self.measures.evaluator.averaged(start, [dict(self.measures.evaluator.model.named_buffers())])
             return Measurement(metrics | {"consensus_distance": 0.0, "training_seconds": 0.0}, step, epoch, 0.0)
         assert self.coordinator is not None
-        if spans == self.spans:
-            sample = self.coordinator.finish()
-        elif spans - 1 in self.past.samples:
-            sample = self.past.samples.pop(spans - 1)
-        else:
-            sample = self.coordinator.sample(spans - 1)
+        sample = self.coordinator.finish() if spans == self.spans else self.coordinator.sample(spans - 1)
         metrics = self.metrics_of(sample, final=spans == self.spans)
         return Measurement(metrics, step, epoch, sample.seconds / self.coordinator.unit())
 
@@ -144,9 +136,8 @@ class ProcessTraining:
 
     def done_until(self, sample: Sample) -> dict[str, Any]:
         """Training loss since the last evaluation, and what every worker has spent its time on."""
-        tallies = self.tallies()
-        for worker, state in sample.states.items():
-            tallies[worker] = state.tally
+        shown = {worker: state.tally for worker, state in sample.states.items()}
+        tallies = [*(self.past.tallies | shown).values()]
         steps, loss = sum(t.steps for t in tallies), sum(t.loss_sum for t in tallies)
         metrics: dict[str, Any] = {f"worker_{name}": [getattr(t, name) for t in tallies] for name in PER_WORKER}
         metrics["worker_staleness"] = [mean_staleness(t) for t in tallies]
@@ -174,7 +165,7 @@ class ProcessTraining:
             counts["staleness"] = added(tally.staleness for tally in tallies)
             counts["averagings_between_gradients"] = added(tally.between for tally in tallies)
         counts["deaths"] = [
-            {"worker": d.worker, "reason": d.reason, "gradients": d.tally.steps, "seconds": d.seconds}
+            {"worker": d.worker, "reason": d.reason, "gradients": steps[d.worker], "seconds": d.seconds}
             for d in self.past.deaths
         ]
         return counts

@@ -57,8 +57,7 @@ class Worker:
         self.channel, self.run, self.data, self.number = channel, run, data, number
         self.key, self.store, self.start, self.past = key, store, start, past
         self.changed = threading.Condition()  # guards what the threads share
-        self.until = 0
-        self.started = self.over = False
+        self.until, self.over = 0, False
         self.busy_since: float | None = None
         self.stopped_at = 0.0  # when averagings were last halted
         self.ended: float | None = None  # when the last gradient ended
@@ -263,15 +262,13 @@ class Worker:
             self.over = True
             self.changed.notify_all()
 
-    def _meet(self, places: list[tuple[int, str, int]]) -> None:
+    def _meet(self, places: list[tuple[int, str, int]], unit: float) -> None:
+        self.vectors.begin(unit, 0.0 if self.past is None else self.past.age)
         self.averaging.meet({worker: (host, port) for worker, host, port in places})
         self.averaging.begin(self.tally.steps)
 
     def _granted(self, until: int, unit: float) -> None:
         with self.changed:
-            if not self.started:
-                self.started = True
-                self.vectors.begin(unit, 0.0 if self.past is None else self.past.age)
             self.vectors.unit, self.until = unit, until
             self.changed.notify_all()
 
