@@ -10,6 +10,7 @@ import pytest
 from unlocked.artifact import published, workflow
 from unlocked.artifact.plan import Plan
 from unlocked.errors import DataError
+from unlocked.items import latex
 from unlocked.items.table import Table
 from unlocked.papers import PAPERS
 
@@ -79,7 +80,7 @@ def test_published_values_stand_beside_ours(write: Write) -> None:
     assert [(row[0], row[1], row[3]) for row in shown.rows] == list(TABLE.rows)
     assert shown.notes[:2] == ("Ours.", "Published, in the paper's setting: a paper, Table 4.")
     assert shown.notes[2].endswith("without a cell here: 2.")
-    assert r"94.50 $\pm$ 0.1" in shown.latex("caption", "x")
+    assert r"94.50 $\pm$ 0.1" in latex.render(shown, "caption", "x")
 
 
 def test_editing_a_value_redraws_its_table_alone(write: Write) -> None:

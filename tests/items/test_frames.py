@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from unlocked.gossip.schedule import Schedule
-from unlocked.items import measures
+from unlocked.items import latex, measures
 from unlocked.items.context import Context, facts
 from unlocked.items.frames import Frames
 from unlocked.items.table import Table, mean_deviation, number, tabulate
@@ -131,13 +131,13 @@ def test_renderings_show_the_same_cells() -> None:
     lines = TABLE.markdown().splitlines()
     assert [cell.strip() for cell in lines[2].strip("|").split("|")] == list(TABLE.rows[0])
     assert lines[-1] == "≥ 1."
-    latex = TABLE.latex("Caption of 5 %", "five")
-    assert r"\begin{tabular}{lrlr}" in latex
-    assert r"50 \% & n = 4 & word & n = 16 \\" in latex
-    assert r"a\_b & 0.50 & v & -- \\" in latex
-    assert r"$\chi_1$ & 2.00 & -- & -- \\" in latex
-    assert latex.index(r"\caption{Caption of 5 \%}") < latex.index(r"\par $\geq$ 1.")
-    assert r"\label{tab:five}" in latex
+    tex = latex.render(TABLE, "Caption of 5 %", "five")
+    assert r"\begin{tabular}{lrlr}" in tex
+    assert r"50 \% & n = 4 & word & n = 16 \\" in tex
+    assert r"a\_b & 0.50 & v & -- \\" in tex
+    assert r"$\chi_1$ & 2.00 & -- & -- \\" in tex
+    assert tex.index(r"\caption{Caption of 5 \%}") < tex.index(r"\par $\geq$ 1.")
+    assert r"\label{tab:five}" in tex
     assert Table.from_json(TABLE.to_json()) == TABLE
     assert Table(("a",), (("1|2",),), (False,)).markdown().endswith("| 1\\|2 |")
 

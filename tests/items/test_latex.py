@@ -55,12 +55,12 @@ def test_tables_of_this_version(tmp_path: Path) -> None:
 def test_wide_and_long_tables(tmp_path: Path) -> None:
     """Ten columns of numbers, all symbols; the shipped verdicts, which break over pages."""
     verdicts = claims.as_table(claims.read(ROOT / "paper_figures" / "reduced" / "claims" / "verdicts.csv"))
-    texts = [WIDE.latex("Wide: 5 %", "wide"), verdicts.latex("Verdicts", "verdicts")]
+    texts = [latex.render(WIDE, "Wide: 5 %", "wide"), latex.render(verdicts, "Verdicts", "verdicts")]
     assert complaints(compile_tables(texts, tmp_path)) == []
     assert r"\begin{longtable}" in texts[1]
 
 
 @needs_latex
 def test_a_table_that_sticks_out_is_found(tmp_path: Path) -> None:
-    spoilt = WIDE.latex("Wide", "wide").replace(r"max width=\linewidth", "")
+    spoilt = latex.render(WIDE, "Wide", "wide").replace(r"max width=\linewidth", "")
     assert any("Overfull" in line for line in complaints(compile_tables([spoilt], tmp_path)))

@@ -23,6 +23,7 @@ from unlocked.artifact.plan import UNITS, Claim, ClaimConfig, Part, Plan
 from unlocked.artifact.record import HISTORY
 from unlocked.errors import SettingError
 from unlocked.forward_gradient import guesses
+from unlocked.items import latex
 from unlocked.items.frames import Frames
 from unlocked.papers import PAPERS
 from unlocked.papers.run import Run
@@ -467,7 +468,7 @@ def test_the_items_show_every_part(quick: Plan, drawn: Frames, tmp_path: Path) -
     assert len(table.rows) == len(quick.claims) + len(table.numbers)
     assert [note.split(":")[0] for note in table.notes] == list(quick.claims)
     assert "Fournier et al. 2023, abstract" in " ".join(table.notes)
-    assert r"\begin{longtable}" in table.latex("caption", "verdicts")
+    assert r"\begin{longtable}" in latex.render(table, "caption", "verdicts")
     assert len(figure.canvas.axes) == table.numbers["unit"].nunique()
     assert sum(len(ax.get_yticklabels()) for ax in figure.canvas.axes) == len(table.numbers)
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Sequence
+from string import Template
+
+from unlocked.items.table import Table
 
 PREAMBLE = r"\usepackage{array,booktabs,adjustbox,longtable}"  # what the tables need
 WIDE = 40  # characters from which a cell of words is broken into lines
@@ -18,6 +21,47 @@ SYMBOLS = {
     "µ": r"$\mu$", "λ": r"$\lambda$", "η": r"$\eta$", "α̃": r"$\tilde{\alpha}$",
     "α": r"$\alpha$", "ᵀ": r"$^{\top}$", "‖": r"$\|$", "→": r"$\to$", "~": r"$\sim$",
 }  # fmt: skip
+
+
+FLOAT = Template(r"""\begin{table}[t]
+\centering
+$caption
+$label
+\smallskip
+\setlength{\tabcolsep}{4pt}
+\begin{adjustbox}{max width=\linewidth}
+\begin{tabular}{$columns}
+\toprule
+$head \\
+\midrule
+$lines
+\bottomrule
+\end{tabular}
+\end{adjustbox}
+\smallskip
+{\footnotesize\raggedright
+$notes
+\par}
+\end{table}
+""")
+LONG = Template(r"""{\scriptsize\setlength{\tabcolsep}{3pt}
+\begin{longtable}{$columns}
+$caption $label \\
+\toprule
+$head \\
+\midrule
+\endfirsthead
+\toprule
+$head \\
+\midrule
+\endhead
+\bottomrule
+\endlastfoot
+$lines
+\end{longtable}
+$notes
+\par}
+""")
 
 
 def text(value: str) -> str:
@@ -42,66 +86,22 @@ def columns(longest: Sequence[int], numeric: Sequence[bool], width: str) -> str:
     )
 
 
-def render(
-    names: Sequence[str],
-    rows: Sequence[Sequence[str]],
-    numeric: Sequence[bool],
-    notes: Sequence[str],
-    *,
-    caption: str,
-    label: str,
-) -> str:
-    """The whole table with booktabs rules, centred, its notes below in small print."""
-    longest = [max(len(row[k]) for row in rows) for k in range(len(names))]
-    head = " & ".join(header(name, number) for name, number in zip(names, numeric, strict=True))
-    lines = "\n".join(" & ".join(map(text, row)) + r" \\" for row in rows)
-    small = "\n".join(rf"\par {text(note)}" for note in notes)
-    title, mark = rf"\caption{{{text(caption)}}}", rf"\label{{tab:{label}}}"
-    if len(rows) > ROWS:
-        return long(head, lines, small, f"{title} {mark}", longest, numeric)
-    return rf"""\begin{{table}}[t]
-\centering
-{title}
-{mark}
-\smallskip
-\setlength{{\tabcolsep}}{{4pt}}
-\begin{{adjustbox}}{{max width=\linewidth}}
-\begin{{tabular}}{{{columns(longest, numeric, "4.5cm")}}}
-\toprule
-{head} \\
-\midrule
-{lines}
-\bottomrule
-\end{{tabular}}
-\end{{adjustbox}}
-\smallskip
-{{\footnotesize\raggedright
-{small}
-\par}}
-\end{{table}}
-"""
-
-
-def long(head: str, lines: str, small: str, caption: str, longest: Sequence[int], numeric: Sequence[bool]) -> str:
-    """The same in small type with a head on every page; long texts share what the short columns leave."""
+def shared(longest: Sequence[int]) -> str:
+    """The width of the long texts of a table as wide as the page: they share what the short columns leave."""
     short = sum(length for length in longest if length <= WIDE)
-    width = rf"\dimexpr(\linewidth-{0.5 * short:.1f}em-{2 * len(longest)}\tabcolsep)"
-    width += rf"/{sum(length > WIDE for length in longest)}\relax"
-    return rf"""{{\scriptsize\setlength{{\tabcolsep}}{{3pt}}
-\begin{{longtable}}{{{columns(longest, numeric, width)}}}
-{caption} \\
-\toprule
-{head} \\
-\midrule
-\endfirsthead
-\toprule
-{head} \\
-\midrule
-\endhead
-\bottomrule
-\endlastfoot
-{lines}
-\end{{longtable}}
-{small}
-\par}}
-"""
+    left = rf"\dimexpr(\linewidth-{0.5 * short:.1f}em-{2 * len(longest)}\tabcolsep)"
+    return rf"{left}/{sum(length > WIDE for length in longest)}\relax"
+
+
+def render(table: Table, caption: str, label: str) -> str:
+    """A table of its own with booktabs rules and its notes in small print, to be referred to as `tab:<label>`."""
+    table = table.narrow()
+    longest, breaks = [max(map(len, cells)) for cells in zip(*table.rows, strict=True)], len(table.rows) > ROWS
+    return (LONG if breaks else FLOAT).substitute(
+        caption=rf"\caption{{{text(caption)}}}",
+        label=rf"\label{{tab:{label}}}",
+        columns=columns(longest, table.numeric, shared(longest) if breaks else "4.5cm"),
+        head=" & ".join(map(header, table.columns, table.numeric)),
+        lines="\n".join(" & ".join(map(text, row)) + r" \\" for row in table.rows),
+        notes="\n".join(rf"\par {text(note)}" for note in table.notes),
+    )

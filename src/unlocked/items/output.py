@@ -72,6 +72,6 @@ def texts(item: Table, stem: Path, context: Context) -> dict[str, Any]:
     """Write them, readable alone; returns the table as plain values."""
     title, caption, footer = context.title, context.caption, context.footer
     write_text(stem.with_suffix(".md"), f"**{title}.** {caption}\n\n{item.markdown()}\n\n*{footer}*\n")
-    body = item.latex(f"{context.unnumbered}. {caption}", context.name)
+    body = latex.render(item, f"{context.unnumbered}. {caption}", context.name)
     write_text(stem.with_suffix(".tex"), f"% needs {latex.PREAMBLE}\n% {footer}\n{body}")
     return {"kind": "table", "table": item.to_json()}

@@ -9,8 +9,6 @@ from typing import Any
 
 import pandas as pd
 
-from unlocked.items import latex
-
 NONE = "–"
 COLUMNS = 7  # from which a table with fewer rows is turned
 Row = Mapping[str, Any]  # of a frame of numbers
@@ -68,11 +66,6 @@ class Table:
             return self
         heads, *turned = zip(self.columns, *self.rows, strict=True)
         return replace(self, columns=heads, rows=tuple(turned), numeric=(False,) * len(heads))
-
-    def latex(self, caption: str, label: str) -> str:
-        """A table of its own for LaTeX, to be referred to as `tab:<label>`."""
-        own = self.narrow()
-        return latex.render(own.columns, own.rows, own.numeric, own.notes, caption=caption, label=label)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values: everything but the numbers, which stand in the CSV file."""
