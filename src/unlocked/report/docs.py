@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -75,7 +76,7 @@ def full_table(sources: Sources) -> str:
 
 def cost_table(sources: Sources) -> str:
     """What every item took whose runs were shipped, whatever is recorded here."""
-    sources = sources.shipped_alone()
+    sources = Sources(sources.plan, Path(os.devnull), sources.figures)
     runs = sources.runs.runs
     told = f"{plural(len(runs), 'run')}, {runs['wall_seconds'].sum() / 3600:.1f} hours of run time on one core each."
     return f"{told}\n\n{costs.as_markdown(costs.of_runs(sources).dropna())}"

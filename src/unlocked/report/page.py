@@ -144,7 +144,8 @@ def list_of_runs(paper: str, sources: Sources) -> pd.DataFrame:
 
 def verdict_rows(scales: Mapping[str, Sources]) -> list[dict[str, Any]]:
     """Every claim, and by scale its parts as judged there."""
-    judged = {scale: {parts[0]["id"]: parts for parts in read_claims(own)} for scale, own in scales.items()}
+    read = {scale: claims.by_claim(claims.read(own.verdicts)) for scale, own in scales.items()}
+    judged = {scale: {parts[0]["id"]: parts for parts in own} for scale, own in read.items()}
     claimed = dict.fromkeys(name for own in judged.values() for name in own)
     rows = []
     for name in claimed:
@@ -152,10 +153,6 @@ def verdict_rows(scales: Mapping[str, Sources]) -> list[dict[str, Any]]:
         first = next(iter(by_scale.values()))[0]
         rows.append({"id": name, "claim": first["claim"], "paper": first["paper"], "scales": by_scale})
     return rows
-
-
-def read_claims(sources: Sources) -> list[list[dict[str, Any]]]:
-    return claims.by_claim(claims.read(sources.verdicts))
 
 
 def links_of_claims(sources: Sources) -> dict[str, dict[str, list[str]]]:
@@ -181,23 +178,23 @@ def render(sources: Sources) -> str:
     """The page, which holds everything that it shows and fetches nothing; its one script filters what is shown."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-    scales = {own.plan.scale.name: own for own in sources.beside()}
+    scales, scale = {own.plan.scale.name: own for own in sources.beside()}, sources.plan.scale.name
     shown = {group: [columns_of(item, scales, sources) for item in sources.items(group)] for group in (*PAPERS, CLAIMS)}
-    judged, links = read_claims(sources), links_of_claims(sources)
-    verdicts = Counter(parts[0]["claim_verdict"] for parts in judged)
+    matrix = verdict_rows(scales)
+    verdicts = Counter(row["scales"][scale][0]["claim_verdict"] for row in matrix if scale in row["scales"])
     script = (TEMPLATES / "page.js").read_text()
     options: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
     environment = Environment(loader=FileSystemLoader(TEMPLATES), undefined=StrictUndefined, **options)
     environment.filters |= {f.__name__: f for f in (data_uri, human_bytes, plural)}
     return environment.get_template("page.html.j2").render(
         papers=PAPERS,
-        scale=sources.plan.scale.name,
+        scale=scale,
         scales=list(scales),
         overview=overview(sources, [item["own"]["built"] for group in shown.values() for item in group]),
-        claims=judged,
-        matrix=verdict_rows(scales),
+        claims=verdicts.total(),
+        matrix=matrix,
         verdicts=", ".join(f"{count} {word}" for word, count in verdicts.most_common()),
-        links=links,
+        links=links_of_claims(sources),
         shown=shown,  # by paper, and about the claims
         titles={item["own"]["name"]: item["own"]["title"] for group in shown.values() for item in group},
         provenance=provenance(sources.runs),
@@ -210,13 +207,10 @@ def render(sources: Sources) -> str:
 
 def columns_of(item: Item, scales: Mapping[str, Sources], sources: Sources) -> dict[str, Any]:
     """An item at the page's own scale, and at every scale where it is built: side by side."""
-    own = show(item, sources)
-    others = {
-        scale: show(there.plan.items[item.name], there) for scale, there in scales.items() if there is not sources
-    }
-    columns = [own if scale == own["scale"] else others[scale] for scale in scales]
+    columns = {scale: show(there.plan.items[item.name], there) for scale, there in scales.items()}
+    built = [shown for shown in columns.values() if shown["built"]]
     claimed = [name for name, claim in sources.plan.claims.items() if not set(claim.runs).isdisjoint(item.runs)]
-    return {"own": own, "columns": [shown for shown in columns if shown["built"]], "claims": claimed}
+    return {"own": columns[sources.plan.scale.name], "columns": built, "claims": claimed}
 
 
 def write(sources: Sources, out: Path) -> Path:

@@ -7,7 +7,6 @@ who removed the records has those that were built here. A record counts before t
 from __future__ import annotations
 
 import hashlib
-import os
 import shlex
 from dataclasses import dataclass
 from functools import cached_property
@@ -93,28 +92,18 @@ class Sources:
     def runs_of(self, item: Item) -> pd.DataFrame:
         """Those that an item reads: recorded here, or else those that a table of runs tells of."""
         runs = self.runs.runs
-        if runs.empty:
-            return runs
         own = runs[runs["items"].map(lambda names: item.name in names).astype(bool)]
         here = own["origin"] == ""
         return own[here] if here.any() else own
 
     def beside(self) -> list[Sources]:
         """All scales of which something stands in the folder of figures, this one among them."""
-        names = dict.fromkeys((*config.SCALES, *config.scale_names()))
-        there = [name for name in names if (self.figures / name).is_dir() or name == self.plan.scale.name]
-        return [self if name == self.plan.scale.name else self.at(name) for name in there]
-
-    def shipped_alone(self) -> Sources:
-        """What a fresh clone has: nothing is recorded."""
-        return Sources(self.plan, Path(os.devnull), self.figures)
-
-    def at(self, scale: str) -> Sources:
-        """The same folders, another scale."""
-        return Sources(Plan(scale, runtime=self.plan.runtime), self.results, self.figures)
-
-    def frames_of(self, item: Item) -> Frames:
-        return self.frames.where(self.frames.runs.index.isin(item.runs))
+        own = self.plan.scale.name
+        return [
+            self if name == own else Sources(Plan(name, runtime=self.plan.runtime), self.results, self.figures)
+            for name in dict.fromkeys((*config.SCALES, *config.scale_names()))
+            if name == own or (self.figures / name).is_dir()
+        ]
 
     def items(self, paper: str) -> list[Item]:
         """The items of a paper, or those about the claims, in the order of their configs."""

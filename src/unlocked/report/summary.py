@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, Literal
 
 from unlocked.report import claims
@@ -33,10 +32,12 @@ def send(sources: Sources, to: dict[str, str], mode: Literal["online", "offline"
     shown = [show(item, sources) for item in sources.plan.items.values()]
     run.log({own["name"]: media(own) for own in shown if own["built"]})
     results = wandb.Artifact(f"results-{scale}", type="results", description=sources.plan.scale.about)
-    for path in files(sources):
-        results.add_file(str(path), name=str(path.relative_to(sources.figures / scale)))
+    figures = sources.figures / scale
+    for path in sorted(path for path in figures.rglob("*") if path.suffix in KEPT):
+        results.add_file(str(path), name=str(path.relative_to(figures)))
     run.log_artifact(results)
-    run.summary.update({f"verdict/{name}": word for name, word in verdicts(sources).items()})
+    judged = claims.read(sources.verdicts).itertuples()
+    run.summary.update({f"verdict/{row.id}": row.claim_verdict for row in judged})
     run.finish()
 
 
@@ -47,15 +48,3 @@ def media(shown: dict[str, Any]) -> Any:
     if table := shown["table"]:
         return wandb.Table(columns=list(table.columns), data=[list(row) for row in table.rows])
     return wandb.Image(str(shown["picture"]["path"]), caption=shown["title"])
-
-
-def files(sources: Sources) -> list[Path]:
-    """The table of runs, numbers, vector figures and tables of the scale."""
-    folder = sources.figures / sources.plan.scale.name
-    return sorted(path for path in folder.rglob("*") if path.suffix in KEPT)
-
-
-def verdicts(sources: Sources) -> dict[str, str]:
-    """The verdict on every claim."""
-    judged = claims.read(sources.verdicts).drop_duplicates("id")
-    return dict(zip(judged["id"], judged["claim_verdict"], strict=True))

@@ -62,7 +62,7 @@ def panels(item: Item, sources: Sources, groups: int) -> list[Any]:
 
     A metric that none of the item's runs logged is refused.
     """
-    frames = sources.frames_of(item)
+    frames = sources.frames.where(sources.frames.runs.index.isin(item.runs))
     complete = len(frames.runs) == len(item.runs) and not frames.column("diverged").any()
     logged = frames.history[["metric", "index"]].drop_duplicates().itertuples(index=False)
     known = {metric if index < 0 else f"{metric}/{index}" for metric, index in logged}
