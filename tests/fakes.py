@@ -69,24 +69,14 @@ def fake_files(sources: Sources, name: str) -> None:
 
 def fake_verdicts(sources: Sources) -> None:
     """Verdicts as the claims' item writes them: two claims, the second with two parts."""
+    about = {"kind": "published", "source": "the abstract", "conditions": "Ring.", "part": "p"}
+    about |= {"n": 2, "threshold": "< 1", "unit": "ratio"}
     a1 = {"id": "A1", "paper": "acid", "claim": "It helps.", "claim_verdict": claims.SUPPORTED}
     b1 = {"id": "B1", "paper": "forward_gradient", "claim": "It is close.", "claim_verdict": claims.NOT_RUN}
-    shared = {
-        "kind": "published",
-        "source": "the abstract",
-        "conditions": "Ring.",
-        "n": 2,
-        "threshold": "< 1",
-        "unit": "ratio",
-        "part": "p",
-    }
-    good = {"verdict": claims.SUPPORTED, "reason": "", "effect": 0.36, "low": 0.138, "high": 0.952, **shared}
-    none = {"verdict": claims.NOT_RUN, "reason": "no record of <x>", **shared}
-    rows = [
-        {**a1, **good, "statistic": "ratio of a to b"},
-        {**b1, **good, "statistic": "gap in weights"},
-        {**b1, **none, "statistic": "gap in outputs"},
-    ]
+    good = {"verdict": claims.SUPPORTED, "reason": "", "effect": 0.36, "low": 0.138, "high": 0.952}
+    none = {"verdict": claims.NOT_RUN, "reason": "no record of <x>"}
+    cases = ((a1, good, "ratio of a to b"), (b1, good, "gap in weights"), (b1, none, "gap in outputs"))
+    rows = [{**about, **claim, **part, "statistic": statistic} for claim, part, statistic in cases]
     sources.verdicts.parent.mkdir(parents=True, exist_ok=True)
     pd.DataFrame(rows, columns=list(claims.COLUMNS)).to_csv(sources.verdicts, index=False)
 
@@ -134,9 +124,8 @@ class WandbServer:
                 "isBenchmark": False,
                 "user": None,
             }
-            return {
-                "models": {"pageInfo": end, "edges": [{"node": {"id": p, "name": p, **more}} for p in self.projects]}
-            }
+            edges = [{"node": {"id": name, "name": name, **more}} for name in self.projects]
+            return {"models": {"pageInfo": end, "edges": edges}}
         if name == "internalId":
             return {"project": {"internalId": "1"} if given["projectName"] in self.projects else None}
         if name == "ProjectViews":
