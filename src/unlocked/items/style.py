@@ -31,14 +31,6 @@ RC = {
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, RED, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
-VERDICT = {  # colour and marker: told apart by either
-    "supported": (GREEN, "o"),
-    "not supported": (RED, "X"),
-    "no difference": (BLUE, "P"),
-    "inconclusive": (ORANGE, "D"),
-    "pipeline check": (SKY, "v"),
-    "not run": ("0.5", "s"),
-}
 
 
 def new(

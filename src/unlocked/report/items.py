@@ -24,6 +24,14 @@ AXIS = {
     "cosine": "difference of cosines",
     "rank correlation": "rank correlation",
 }  # labels by unit, in the panels' order
+LOOKS = {  # colour and marker of a verdict: told apart by either
+    claims.SUPPORTED: (style.GREEN, "o"),
+    claims.NOT_SUPPORTED: (style.RED, "X"),
+    claims.NO_DIFFERENCE: (style.BLUE, "P"),
+    claims.INCONCLUSIVE: (style.ORANGE, "D"),
+    claims.PIPELINE_CHECK: (style.SKY, "v"),
+    claims.NOT_RUN: ("0.5", "s"),
+}
 DASHED: dict[str, Any] = {"color": "0.35", "linestyle": (0, (2, 1.2)), "linewidth": 0.9}
 SYMBOLS = {"√(χ₁χ₂)": r"$\sqrt{\chi_1\chi_2}$", "χ₁": r"$\chi_1$", "χ₂": r"$\chi_2$"}  # the font lacks the indices
 
@@ -45,7 +53,7 @@ def effects(context: Context) -> Figure:
         draw_panel(ax, rows, unit)
     handles: dict[str, Any] = {
         name: Line2D([], [], color=color, marker=marker, markersize=4.5)
-        for name, (color, marker) in style.VERDICT.items()
+        for name, (color, marker) in LOOKS.items()
         if name in set(frame["verdict"]) - {claims.NOT_RUN}  # which is a word in the figure
     }
     handles |= {"threshold": Line2D([], [], **DASHED), "where the claim lies": Patch(color="0.93")}
@@ -80,7 +88,7 @@ def draw_row(ax: Axes, y: int, row: Any, span: tuple[float, float]) -> None:
     ax.fill_betweenx(edges, max(row.least, span[0]), min(row.most, span[1]), color="0.93", linewidth=0, zorder=0)
     for threshold in filter(math.isfinite, (row.least, row.most)):
         ax.plot([threshold] * 2, edges, **DASHED)
-    color, marker = style.VERDICT[row.verdict]
+    color, marker = LOOKS[row.verdict]
     ax.plot([max(row.low, span[0]), min(row.high, span[1])], [y, y], color=color, linewidth=1.3)
     for edge, arrow, leaves in ((span[0], "<", row.low < span[0]), (span[1], ">", row.high > span[1])):
         if leaves:
