@@ -20,7 +20,7 @@ from unlocked.artifact.plan import CLAIMS, Plan
 from unlocked.errors import DataError
 from unlocked.report import claims
 from unlocked.report import page as report
-from unlocked.report.sources import Sources
+from unlocked.report.sources import Sources, show
 from unlocked.units import human_bytes, plural
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -69,7 +69,7 @@ def test_every_item_and_claim_is_there(sources: Sources, read: Reader) -> None:
     ids, links = read.values("id"), read.values("href", "a")
     assert len(ids) == len(set(ids))
     for item in sources.plan.items.values():
-        shown = report.show(item, sources)
+        shown = show(item, sources)
         assert item.name in ids
         assert shown["caption"] in read.text
         assert f"reproduce.py {item.name} --config scale=quick" in read.text
@@ -126,7 +126,7 @@ def test_tables_conditions_and_cost(sources: Sources, read: Reader) -> None:
     for text in ("accuracy of acid_table_4 (%) n = 4 n = 16", "two & more – 3.5", "A note.", "a <b>source</b>"):
         assert text in read.text
     runs = len(sources.plan.item("acid_table_4").runs)
-    known = report.show(sources.plan.item("acid_table_4"), sources)["facts"]
+    known = show(sources.plan.item("acid_table_4"), sources)["facts"]
     assert known.pop("Cost").startswith(f"{runs * 30 / 60:.1f} min in all, at most 734 MB")
     data = "scikit-learn digits"
     assert known == {"Scale": "quick", "Data": data, "Seeds": "0, 1", "Runs": f"{runs} (1 diverged)"}
@@ -138,8 +138,8 @@ def test_what_is_missing_is_said(sources: Sources, page: str) -> None:
     missing = [name for name in sources.plan.items if name not in (*BUILT, "claims_verdicts")]
     assert page.count("Not built.") == len(missing)
     computed, trained = (sources.plan.item(name) for name in ("acid_figure_7", "acid_quadratic"))
-    assert report.show(computed, sources)["facts"] == {"Scale": "quick", "Runs": "none: computed without training"}
-    assert report.show(trained, sources)["facts"]["Runs"] == f"0 of {len(trained.runs)} recorded"
+    assert show(computed, sources)["facts"] == {"Scale": "quick", "Runs": "none: computed without training"}
+    assert show(trained, sources)["facts"]["Runs"] == f"0 of {len(trained.runs)} recorded"
 
 
 def test_provenance(sources: Sources, read: Reader) -> None:
@@ -178,7 +178,7 @@ def test_an_item_that_cannot_be_read(sources: Sources, tmp_path: Path, content: 
     for suffix in item.suffixes:
         (tmp_path / "quick" / "acid" / f"table_4.{suffix}").write_text(content)
     with pytest.raises(DataError, match=r"table_4\.json: cannot be read .* build the item again"):
-        report.show(item, Sources(sources.plan, sources.results, tmp_path))
+        show(item, Sources(sources.plan, sources.results, tmp_path))
 
 
 def test_verdicts_of_another_version(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from unlocked.artifact.plan import Plan
 from unlocked.artifact.record import folder_of
 from unlocked.errors import DataError
 from unlocked.report import page, runs
-from unlocked.report.sources import Sources
+from unlocked.report.sources import Sources, show
 
 FIGURES = ROOT / "paper_figures"
 TABLE = pd.read_csv(FIGURES / "reduced" / "runs.csv")
@@ -38,7 +38,7 @@ def test_the_page_shows_what_was_shipped(sources: Sources) -> None:
         assert f"{row.status}, shipped" in text[start : start + 300]
         assert f"{row.seconds:.1f} s" in text[start : start + 300]
     for item in sources.plan.items.values():
-        shown = page.show(item, sources)
+        shown = show(item, sources)
         if shown["built"] and shown["runs"]:
             assert shown["facts"]["Runs"].endswith("shipped with this version")
             assert set(shown["facts"]["Seeds"].split(", ")) <= {"0", "1", "2"}
@@ -49,8 +49,10 @@ def test_scales_stand_side_by_side(sources: Sources, tmp_path: Path) -> None:
     """From another scale's page too: in a fresh clone the page of `quick` has the shipped results beside nothing."""
     quick = Sources(Plan("quick"), tmp_path, FIGURES)
     assert {"quick", "reduced"} <= {one.plan.scale.name for one in quick.beside()}
-    assert [row["scales"].keys() & {"reduced"} for row in page.verdict_rows({"reduced": sources})] != []
-    shown = page.columns_of(quick.plan.item("acid_figure_1"), {"quick": quick, "reduced": sources}, quick)
+    both = {"quick": quick, "reduced": sources}
+    known = set(pd.read_csv(sources.verdicts)["id"])
+    assert {row["id"] for row in page.verdict_rows(both) if "reduced" in row["scales"]} == known
+    shown = page.columns_of(quick.plan.item("acid_figure_1"), both, quick)
     assert "reduced" in [column["scale"] for column in shown["columns"]]
 
 
@@ -79,7 +81,7 @@ def test_a_record_counts_before_a_table(tmp_path: Path) -> None:
     assert len(own.runs.runs) == len(made.frames.runs)
     assert set(own.runs_of(there)["origin"]) == {""}
     assert set(own.runs_of(lost)["origin"]) == {"built here earlier"}
-    assert page.show(there, own)["facts"]["Runs"] == str(len(there.runs))
-    assert page.show(lost, own)["facts"]["Runs"] == f"{len(lost.runs)}, built here earlier"
-    assert page.show(lost, own)["facts"]["Cost"] == page.show(lost, made)["facts"]["Cost"]
+    assert show(there, own)["facts"]["Runs"] == str(len(there.runs))
+    assert show(lost, own)["facts"]["Runs"] == f"{len(lost.runs)}, built here earlier"
+    assert show(lost, own)["facts"]["Cost"] == show(lost, made)["facts"]["Cost"]
     assert "completed, built here earlier" in set(page.list_of_runs("forward_gradient", own)["Status"])

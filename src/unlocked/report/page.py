@@ -1,14 +1,12 @@
-"""What was made at a scale, items, verdicts, runs and where all came from; and the HTML page of it, one file.
+"""The HTML page of a scale, one file: verdicts, items, runs and where all came from.
 
-Items are read from the `<id>.json` beside each, verdicts from the numbers of their table, runs from the records or the
-table of runs. Other scales of which there is something stand beside the page's own.
+Other scales of which there is something stand beside the page's own.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,19 +15,17 @@ from typing import Any
 import pandas as pd
 
 from unlocked.artifact import config
-from unlocked.artifact.captions import caption_of, numbering, title_of
+from unlocked.artifact.captions import numbering
 from unlocked.artifact.plan import CLAIMS, Item
-from unlocked.errors import DataError
-from unlocked.items.context import counted, data_titles, facts
+from unlocked.items.context import counted, data_titles
 from unlocked.items.frames import Frames
 from unlocked.items.output import write_text
-from unlocked.items.table import NONE, Table
+from unlocked.items.table import NONE
 from unlocked.papers import PAPERS
 from unlocked.report import claims
-from unlocked.report.sources import Sources
+from unlocked.report.sources import Sources, origin_of, show
 from unlocked.units import human_bytes, human_time, plural
 
-DOWNLOADS = {"csv": "CSV", "pdf": "PDF", "tex": "LaTeX"}
 MEDIA = {".png": "image/png", ".pdf": "application/pdf", ".csv": "text/csv;charset=utf-8", ".tex": "application/x-tex"}
 TEMPLATES = config.ROOT / "workflow" / "report"
 TOOK: dict[str, tuple[str, Callable[[float], str]]] = {  # columns of the list of runs
@@ -37,46 +33,6 @@ TOOK: dict[str, tuple[str, Callable[[float], str]]] = {  # columns of the list o
     "Time": ("wall_seconds", "{:.1f} s".format),
     "Memory": ("memory_mb", lambda megabytes: human_bytes(megabytes * 2**20)),
 }
-LARGEST_DOWNLOAD = 300_000  # bytes; a larger file stays beside the page
-
-
-def show(item: Item, sources: Sources) -> dict[str, Any]:
-    """An item as reports show it; `picture` and `table` are both None while it is not built."""
-    runs, scale = sources.runs_of(item), sources.plan.scale.name
-    stem, origin = item.stem(sources.figures, scale), origin_of(runs)
-    shown = {
-        "name": item.name, "kind": item.config.kind, "scale": scale, "command": sources.command(item.name),
-        "title": title_of(item), "caption": caption_of(item, sources.plan), "runs": list(runs.index),
-        "facts": facts(runs, scale, len(item.runs), origin), "picture": None, "table": None, "downloads": [],
-        "built": all(stem.with_suffix(f".{suffix}").is_file() for suffix in item.suffixes),
-    }  # fmt: skip
-    if shown["built"]:
-        shown |= as_built(stem, item.config.kind) | ({"facts": shown["facts"]} if origin else {})
-        files = [(label, stem.with_suffix(f".{kind}")) for kind, label in DOWNLOADS.items()]
-        shown["downloads"] = [own for own in files if own[1].is_file() and own[1].stat().st_size <= LARGEST_DOWNLOAD]
-    return shown
-
-
-def as_built(stem: Path, kind: str) -> dict[str, Any]:
-    """Title, caption, facts, and picture or table of an item, from its JSON file.
-
-    A picture is a PNG, because an SVG's text waits for fonts that readers may lack.
-    """
-    path = stem.with_suffix(".json")
-    try:
-        about = json.loads(path.read_text(encoding="utf-8"))
-        shown = {key: about[key] for key in ("title", "caption", "facts")}
-        if kind == "table":
-            return shown | {"table": Table.from_json(about["table"]).narrow()}
-        return shown | {"picture": {"path": stem.with_suffix(".png"), **about["picture"]}}
-    except (ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: cannot be read ({reason}); delete it and build the item again") from None
-
-
-def origin_of(runs: pd.DataFrame) -> str:
-    """Where runs are from of which none is recorded here; empty for others, and for none at all."""
-    return runs["origin"].iloc[0] if len(runs) and runs["origin"].all() else ""
 
 
 def overview(sources: Sources, built: list[bool]) -> dict[str, str]:

@@ -1,4 +1,5 @@
-"""What reports read: a scale's plan, the records that are there, and the results that stand in the folder of figures.
+"""What all reports read: a scale's plan, the records that are there, and the results in the folder of figures, items
+from the `<id>.json` beside each.
 
 Who trained nothing has the table of runs that was shipped (`<figures>/<scale>/runs.csv`), figures, tables and verdicts;
 who removed the records has those that were built here. A record counts before the same run in such a table.
@@ -7,20 +8,27 @@ who removed the records has those that were built here. A record counts before t
 from __future__ import annotations
 
 import hashlib
+import json
 import shlex
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from unlocked.artifact import config, record
 from unlocked.artifact.build import records_there
+from unlocked.artifact.captions import caption_of, title_of
 from unlocked.artifact.plan import CLAIMS, Item, Plan
 from unlocked.errors import DataError
+from unlocked.items.context import facts
 from unlocked.items.frames import Frames
+from unlocked.items.table import Table
 from unlocked.vision.data import DATASETS
 
+DOWNLOADS = {"csv": "CSV", "pdf": "PDF", "tex": "LaTeX"}
+LARGEST_DOWNLOAD = 300_000  # bytes; a larger file stays beside the page
 SHIPPED, EARLIER = "shipped with this version", "built here earlier"
 SUMS = config.ROOT / "paper_figures" / "SHA256SUMS"  # of the tables that were shipped, as `sha256sum -c` reads them
 COLUMNS = (
@@ -123,3 +131,42 @@ class Sources:
         words += [f"set={' '.join(self.plan.overrides)}"] * bool(self.plan.overrides)
         device = self.plan.runtime.get("device", "cpu")
         return shlex.join(words + [f"device={device}"] * (device != "cpu"))
+
+
+def show(item: Item, sources: Sources) -> dict[str, Any]:
+    """An item as reports show it; `picture` and `table` are both None while it is not built."""
+    runs, scale = sources.runs_of(item), sources.plan.scale.name
+    stem, origin = item.stem(sources.figures, scale), origin_of(runs)
+    shown = {
+        "name": item.name, "kind": item.config.kind, "scale": scale, "command": sources.command(item.name),
+        "title": title_of(item), "caption": caption_of(item, sources.plan), "runs": list(runs.index),
+        "facts": facts(runs, scale, len(item.runs), origin), "picture": None, "table": None, "downloads": [],
+        "built": all(stem.with_suffix(f".{suffix}").is_file() for suffix in item.suffixes),
+    }  # fmt: skip
+    if shown["built"]:
+        shown |= as_built(stem, item.config.kind) | ({"facts": shown["facts"]} if origin else {})
+        files = [(label, stem.with_suffix(f".{kind}")) for kind, label in DOWNLOADS.items()]
+        shown["downloads"] = [own for own in files if own[1].is_file() and own[1].stat().st_size <= LARGEST_DOWNLOAD]
+    return shown
+
+
+def as_built(stem: Path, kind: str) -> dict[str, Any]:
+    """Title, caption, facts, and picture or table of an item, from its JSON file.
+
+    A picture is a PNG, because an SVG's text waits for fonts that readers may lack.
+    """
+    path = stem.with_suffix(".json")
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+        shown = {key: about[key] for key in ("title", "caption", "facts")}
+        if kind == "table":
+            return shown | {"table": Table.from_json(about["table"]).narrow()}
+        return shown | {"picture": {"path": stem.with_suffix(".png"), **about["picture"]}}
+    except (ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise DataError(f"{path}: cannot be read ({reason}); delete it and build the item again") from None
+
+
+def origin_of(runs: pd.DataFrame) -> str:
+    """Where runs are from of which none is recorded here; empty for others, and for none at all."""
+    return runs["origin"].iloc[0] if len(runs) and runs["origin"].all() else ""

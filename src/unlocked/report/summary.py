@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from unlocked.report import claims
-from unlocked.report.page import show
-from unlocked.report.sources import Sources
+from unlocked.report.sources import Sources, show
 
 KEPT = (".csv", ".pdf", ".tex", ".md")  # what a paper or a reader takes from a scale
 

@@ -23,8 +23,7 @@ from unlocked.items.output import write_text
 from unlocked.papers import PAPERS
 from unlocked.papers.run import Runtime
 from unlocked.report import claims, summary
-from unlocked.report.page import show
-from unlocked.report.sources import Sources
+from unlocked.report.sources import Sources, show
 from unlocked.settings import flatten
 from unlocked.units import human_bytes, plural
 
