@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from unlocked.forward_gradient import Estimate, Method, estimate, guesses, reference
+from unlocked.forward_gradient import Estimate, Method, estimate, guesses, passes, per_sample, reference, spaces
 from unlocked.vision import auxiliary, blocks
 
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden" / "forward_gradient.json").read_text())
@@ -105,6 +105,13 @@ def assert_as_reference(net: Net, method: Method, *, measure: bool = False, **op
     found = estimate(*net.everything(), method, noise=other, measure=measure, **options)
     assert_same(found.gradients, reference.estimate(*net.everything(), method, noise=one, **options))
     return found
+
+
+def contributions(layer: nn.Module, inputs: Tensor, cotangent: Tensor) -> dict[str, per_sample.Contributions]:
+    """What every sample contributes to the gradients of a layer's parameters, not formed."""
+    space = spaces.PerSampleWeight()
+    step = passes.forward(0, layer, inputs, chained=False, record_calls=True)
+    return space.read(step, cotangent, passes.pull(step.outputs, cotangent, space.wanted(step)))
 
 
 @contextmanager

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from forward_gradient.conftest import CLOSE, Net, assert_same, ours, tensor
-from unlocked.forward_gradient import measures, passes, project, projection, spaces
+from forward_gradient.conftest import CLOSE, Net, assert_same, contributions, ours, tensor
+from unlocked.forward_gradient import measures, project
 
 RUNS = {
     "weight__global_local": {"target": "global", "guess": "local", "space": "weight", "averaged": False},
@@ -35,13 +35,6 @@ def test_projection(golden: dict, case: str, names: tuple[str, str, str], option
     target, guess, out = (tensor(golden["cases"][case][name]) for name in names)
     close = {"atol": 0, "rtol": 1e-9} if "tiny" in case else CLOSE
     torch.testing.assert_close(project(target, guess, **options), out, **close)
-
-
-def test_coefficients(golden: dict) -> None:
-    case = golden["cases"]["compute_projection"]
-    target, guess = tensor(case["target"]), tensor(case["guess"])
-    found = projection.coefficient(projection.inner(target, guess, True), projection.inner(guess, guess, True))
-    torch.testing.assert_close(found, tensor(case["coef"]), **CLOSE)
 
 
 def test_alignment_measures(golden: dict) -> None:
@@ -76,10 +69,8 @@ def test_alignment_measures(golden: dict) -> None:
 def test_per_sample_contributions(golden: dict, case: str, layer: nn.Module) -> None:
     values = golden["cases"][case]
     layer = layer.double()
-    inputs, gradient = tensor(values["inputs"]), tensor(values["grad_output"])
-    space = spaces.PerSampleWeight()
-    step = passes.forward(0, layer, inputs, chained=False, record_calls=True)
-    found = space.read(step, gradient, passes.pull(step.outputs, gradient, space.wanted(step)))
+    inputs = tensor(values["inputs"])
+    found = contributions(layer, inputs, tensor(values["grad_output"]))
     for name in ("weight", "bias"):
         every = [found[name].weighted(alone) for alone in torch.eye(len(inputs), dtype=torch.float64)]
         torch.testing.assert_close(torch.stack(every), tensor(values[name]), **CLOSE)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from forward_gradient.conftest import SPACES, generator, small_net
-from unlocked.forward_gradient import guesses, measures, projection, spaces
+from unlocked.forward_gradient import measures, projection, spaces
 
 
 @pytest.mark.parametrize(("space", "averaged"), SPACES)
@@ -52,18 +52,6 @@ def test_zero_vectors_give_a_zero_cosine_and_no_ratio() -> None:
     recorded = alignment.measures(0)
     assert ("norm_ratio", 0) not in recorded
     assert recorded["guess_norm", 0] == pytest.approx(3**0.5)
-
-
-@pytest.mark.parametrize("normalise", [False, True])
-@pytest.mark.parametrize("distribution", guesses.DISTRIBUTIONS)
-def test_the_expected_error_of_a_random_guess(distribution: str, normalise: bool) -> None:
-    """Against many draws, in few dimensions, where one more or less of them shows."""
-    target = torch.tensor([1.0, -2.0, 3.0], dtype=torch.float64)
-    drawn = guesses.noise(distribution, generator(3))((40_000, 3), torch.float64, "cpu")
-    targets = target.expand_as(drawn)
-    errors = (projection.project(targets, drawn, per_sample=True, normalise=normalise) - targets).square().sum(1)
-    expected = projection.expected_error(target.square().sum(), 3, distribution, normalise)
-    assert float(errors.mean()) == pytest.approx(float(expected), rel=0.03)
 
 
 def test_a_very_short_guess_is_shrunk() -> None:

@@ -1,15 +1,22 @@
-"""`ForwardGradient` as anybody would use it."""
+"""A net of one's own: cut into blocks, given auxiliary nets, and trained by `ForwardGradient`, as the examples do."""
 
 from __future__ import annotations
+
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.models import resnet18
 
 from forward_gradient.conftest import dense_net, normal
+from unlocked.artifact.config import ROOT
 from unlocked.errors import SettingError
-from unlocked.forward_gradient import ForwardGradient, Method, estimate
+from unlocked.forward_gradient import ForwardGradient, Method, estimate, heads, split
+from unlocked.forward_gradient.memory import peak_bytes
 
 
 def module(method: Method, **options: object) -> tuple[ForwardGradient, Tensor, Tensor]:
@@ -74,3 +81,86 @@ def test_a_block_that_gives_no_tensor_is_refused_in_one_line() -> None:
         assert "\n" not in str(raised.value)
     with pytest.raises(SettingError, match="one per block"):
         ForwardGradient(net.blocks, net.auxiliaries[:1], Method("global", "local"))
+
+
+def chain() -> nn.Sequential:
+    return nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3))
+
+
+def test_the_parts_of_a_chain_compute_what_it_computes() -> None:
+    model, inputs = chain(), torch.randn(2, 6)
+    blocks, classifier = split(model, at=[2, 4])
+    assert len(blocks) == 2
+    assert torch.equal(classifier(blocks[1](blocks[0](inputs))), model(inputs))
+    assert {id(p) for p in [*blocks.parameters(), *classifier.parameters()]} == {id(p) for p in model.parameters()}
+
+
+def test_a_resnet_of_torchvision_is_cut_at_stages_and_between_their_blocks() -> None:
+    model = resnet18(num_classes=7).eval()
+    blocks, classifier = split(model, at=["layer1", "layer2.1", "layer4", "avgpool"])
+    outputs = inputs = torch.randn(2, 3, 64, 64)
+    for block in blocks:
+        outputs = block(outputs)
+    assert torch.equal(classifier(outputs), model(inputs))
+    assert [tuple(shape) for shape in heads.shapes(blocks, inputs)] == [(64, 16, 16), (128, 8, 8), (256, 4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("model", "at", "says"),
+    [
+        (chain(), [], "at least one cut"),
+        (chain(), [2, 2], "in the order"),
+        (chain(), [0], "none at the start"),
+        (chain(), ["layer9"], "must be one of 0, 1, 2"),
+        (nn.LSTM(3, 4), [1], "is no nn.Sequential and no torchvision ResNet"),
+    ],
+)
+def test_what_cannot_be_cut_is_refused_in_one_line(model: nn.Module, at: list[int | str], says: str) -> None:
+    with pytest.raises(SettingError, match=says):
+        split(model, at)
+
+
+@pytest.mark.parametrize("make", [heads.linear, heads.cnn, heads.mlp])
+def test_heads_fit_maps_and_plain_features(make: object) -> None:
+    inputs, shapes = torch.randn(4, 6, 9, 9), [(6, 9, 9)]
+    [head] = make(shapes, 5)
+    assert head(inputs).shape == (4, 5)
+    if make is heads.cnn:
+        with pytest.raises(SettingError, match=r"shape = \(8,\): must be \(channels, height, width\)"):
+            make([(8,)], 5)
+    else:
+        [head] = make([(8,)], 5)
+        assert head(torch.randn(4, 8)).shape == (4, 5)
+
+
+@pytest.mark.parametrize(
+    ("script", "says"),
+    [
+        ("own_model_forward_gradient.py", "random guess, weights"),
+        ("forward_mode_memory.py", "forward mode   ratio"),
+    ],
+)
+def test_the_examples_run(script: str, says: str) -> None:
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "examples" / script)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert says in done.stdout
+
+
+def test_peak_memory_counts_what_lives_at_once() -> None:
+    """Temporaries that are freed are taken off, what was there before is not counted, in place costs nothing."""
+    there = torch.zeros(1000)  # 4000 bytes
+    assert peak_bytes(lambda: there + 1) == 4000
+    assert peak_bytes(lambda: ((there + 1) + 1) + 1) == 8000
+    assert peak_bytes(lambda: there.clone().add_(1)) == 4000
+    assert peak_bytes(lambda: there.view(10, 100).add_(0)) == 0
+
+
+def test_peak_memory_of_a_way_back_grows_with_depth() -> None:
+    def way_back(depth: int) -> int:
+        net = nn.Sequential(*(nn.Sequential(nn.Linear(50, 50), nn.Tanh()) for _ in range(depth)))
+        inputs = torch.zeros(10, 50)
+        return peak_bytes(lambda: torch.autograd.grad(net(inputs).sum(), list(net.parameters())))
+
+    assert way_back(20) > 1.8 * way_back(10)

@@ -8,15 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from forward_gradient.conftest import CLOSE, assert_as_reference, dense_net, normal, small_net
+from forward_gradient.conftest import CLOSE, assert_as_reference, contributions, dense_net, normal, small_net
 from unlocked.errors import SettingError
-from unlocked.forward_gradient import Method, passes, per_sample, reference, spaces
-
-
-def read(layer: nn.Module, inputs: Tensor, cotangent: Tensor) -> dict[str, per_sample.Contributions]:
-    space = spaces.PerSampleWeight()
-    step = passes.forward(0, layer, inputs, chained=False, record_calls=True)
-    return space.read(step, cotangent, passes.pull(step.outputs, cotangent, space.wanted(step)))
+from unlocked.forward_gradient import Method, per_sample, reference
 
 
 def assert_as_formed(layer: nn.Module, inputs: Tensor) -> None:
@@ -24,7 +18,7 @@ def assert_as_formed(layer: nn.Module, inputs: Tensor) -> None:
     layer = layer.double()
     shape = layer(inputs).shape
     at_outputs = [normal(*shape, seed=seed) for seed in (1, 2)]
-    left, right = (read(layer, inputs, gradient) for gradient in at_outputs)
+    left, right = (contributions(layer, inputs, gradient) for gradient in at_outputs)
     formed = [reference.contributions(layer, inputs, gradient) for gradient in at_outputs]
     c = normal(len(inputs), seed=3)
     for name in left:
@@ -81,7 +75,7 @@ def test_the_cheaper_way_is_taken(size: int, channels: int, monkeypatch: pytest.
     """Gram products where positions are few; neither that choice nor the size of a chunk changes the result."""
     layer = nn.Conv2d(channels, channels, 3, padding=1, bias=False).double()
     inputs, gradient = normal(4, channels, size, size), normal(4, channels, size, size, seed=1)
-    [use] = read(layer, inputs, gradient)["weight"].uses
+    [use] = contributions(layer, inputs, gradient)["weight"].uses
     assert use.prefers_gram() == (size < channels)
     for prefers in (True, False):
         monkeypatch.setattr(per_sample.Use, "prefers_gram", lambda _, p=prefers: p)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from unlocked.errors import SettingError
-from unlocked.vision import auxiliary, blocks, networks
+from unlocked.vision import auxiliary, blocks, models, networks
 from unlocked.vision.networks import IN_BLOCKS
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
@@ -131,7 +131,7 @@ def test_weights_as_the_released_code_draws_them(kind: str) -> None:
     net = blocks.build("resnet18_2", width=1 / 8, init="as_released", seed=0)
     heads = auxiliary.build_all(kind, net, classes=10, seed=0)
     first = heads[0].state_dict()["0.weight" if kind == "cnn" else [*heads[0].state_dict()][-2]].clone()
-    auxiliary.redraw_(heads[0], 1, init=net.init)
+    models.draw_(heads[0], net.init)
     layers = [m for m in (*net.modules.modules(), *heads.modules()) if isinstance(m, (nn.Conv2d, nn.Linear))]
     for layer in layers:
         most = (6 / layer.weight[0].numel()) ** 0.5

@@ -47,21 +47,6 @@ def test_the_seed_decides(name: str) -> None:
     assert one == same != other
 
 
-@pytest.mark.parametrize("concentration", [0.3, 1.0, 30.0])
-def test_dirichlet_shares_have_the_variance_of_the_distribution(concentration: float) -> None:
-    labels = np.repeat(np.arange(10), 2000)
-    parts = partition("dirichlet", labels, 8, seed=3, concentration=concentration)
-    shares = np.stack([np.bincount(labels[part], minlength=10) for part in parts]) / 2000
-    assert shares.var() == pytest.approx((1 / 8) * (7 / 8) / (8 * concentration + 1), rel=0.5)
-
-
-def test_label_sorted_gives_few_labels_and_equal_sizes() -> None:
-    labels = np.repeat(np.arange(10), 100)
-    parts = partition("label_sorted", labels, 10, seed=0)
-    assert [len(part) for part in parts] == [100] * 10
-    assert max(len(np.unique(labels[part])) for part in parts) <= 2
-
-
 def test_a_worker_has_two_whole_shards() -> None:
     """Where every sample has a label of its own, shards are runs of labels."""
     parts = partition("label_sorted", np.arange(60), 6, seed=0)

@@ -11,11 +11,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from unlocked.forward_gradient.cutting import split
     from unlocked.forward_gradient.estimator import Estimate, estimate
     from unlocked.forward_gradient.guesses import Guess
     from unlocked.forward_gradient.method import Method
-    from unlocked.forward_gradient.module import ForwardGradient
+    from unlocked.forward_gradient.module import ForwardGradient, split
     from unlocked.forward_gradient.projection import project
     from unlocked.forward_gradient.targets import Target
 
@@ -23,7 +22,7 @@ __all__ = ["Estimate", "ForwardGradient", "Guess", "Method", "Target", "estimate
 
 _PLACES = {
     "Estimate": "estimator", "estimate": "estimator", "ForwardGradient": "module", "Guess": "guesses",
-    "Method": "method", "Target": "targets", "project": "projection", "split": "cutting",
+    "Method": "method", "Target": "targets", "project": "projection", "split": "module",
 }  # fmt: skip
 
 

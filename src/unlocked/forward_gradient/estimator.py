@@ -111,9 +111,10 @@ class _Estimation:
         method = self.method
         self.space = spaces.of(method)
         self.last = len(self.blocks) - 1
-        self.is_exact = not (method.is_projected or self.measure)  # the gradients are the target's own
+        compared = self.measure and method.trains_blocks
+        self.is_exact = not (method.is_projected or compared)  # the gradients are the target's own
         # a gradient runs back through all blocks
-        is_asked = method.trains_blocks and (method.of_target.uses_net or self.measure)
+        is_asked = method.trains_blocks and (method.of_target.uses_net or compared)
         self.is_chained = is_asked and method.mode == "projection"
         self.heads: dict[int, HeadPass] = {}
         self.gradients: Tensors = {}
@@ -140,31 +141,28 @@ class _Estimation:
         return tuple(f"per-sample gradients by torch.func: {name}" for name in names)
 
     def run(self, notes: tuple[str, ...]) -> Estimate:
-        outputs, chain, arriving = self.inputs, [], None
-        for index, block in enumerate(self.blocks):
-            with torch.set_grad_enabled(self.method.trains_blocks or index == self.last):
-                step = passes.forward(
-                    index, block, outputs, chained=self.is_chained, update=self.update, precision=self.precision,
-                    record_calls=self.space.needs_calls and not self.is_exact and index != self.last,
-                )  # fmt: skip
-            outputs = step.outputs
-            if self.is_chained:
-                chain.append(step)
-            else:
-                self._turn(step, None)
-                outputs = outputs.detach()
-            del step
-        del outputs
+        features, chain, arriving = self.inputs, [], None
+        for index in range(len(self.blocks)):
+            chain.append(self._forward(index, features))
+            features = chain[-1].outputs.detach()
+            if not self.is_chained:
+                self._turn(chain.pop(), None)
         while chain:
             arriving = self._turn(chain.pop(), arriving)
         while self.waiting:
             self._estimate(self.waiting.pop())
         heads = [self.heads[index] for index in range(len(self.blocks))]
-        for index, one in enumerate(heads):
-            self._keep(f"auxiliaries.{index}", one.gradients)
         losses, correct = torch.stack([one.loss for one in heads]), torch.stack([one.correct for one in heads])
         self.measured |= measures.error(measures.WHOLE, self.gradients, self.truth)
         return Estimate(self.gradients, losses, correct, self.coefficients, self.measured, notes)
+
+    def _forward(self, index: int, inputs: Tensor) -> BlockPass:
+        is_last = index == self.last
+        with torch.set_grad_enabled(self.method.trains_blocks or is_last):
+            return passes.forward(
+                index, self.blocks[index], inputs, chained=self.is_chained, update=self.update,
+                precision=self.precision, record_calls=self.space.needs_calls and not (self.is_exact or is_last),
+            )  # fmt: skip
 
     def _turn(self, step: BlockPass, arriving: Tensor | None) -> Tensor | None:
         """One block's target and, unless it waits, its estimate; gives the gradient of the net's loss at its inputs.
@@ -182,7 +180,7 @@ class _Estimation:
         whole = own if is_last else arriving
         step.target = whole if is_last else method.of_target.function(whole, own)
         space = spaces.AveragedWeight() if is_true else self.space
-        upstream, inside = self._pull(step, whole, space.wanted(step))
+        upstream, inside = passes.pull_both(step, whole, step.target, space.wanted(step))
         step.vectors = space.read(step, step.target, inside)
         if is_true:
             self._keep(f"blocks.{step.index}", step.vectors)
@@ -207,45 +205,29 @@ class _Estimation:
             self.auxiliaries[index], *batch, gradient=used, train=method.trains_auxiliaries or is_last,
             update=self.update and used,
         )  # fmt: skip
+        self._keep(f"auxiliaries.{index}", own.gradients)
         if other is None:
             step.from_head = own.output_gradient
         else:
             step.from_head = passes.head(other, *batch, gradient=True, train=False, update=self.update).output_gradient
         return own.output_gradient
 
-    def _pull(
-        self, step: BlockPass, whole: Tensor | None, places: Sequence[spaces.Place]
-    ) -> tuple[Tensor | None, Sequence[Tensor | None]]:
-        """The gradient `whole` at the block's inputs, where it is needed, and the target at `places`."""
-        inputs = [step.inputs] if step.index and self.is_chained else []
-        if step.target is whole:  # one way back for both
-            gradients = pull(step.outputs, whole, [*inputs, *places])
-            upstream, inside = gradients[: len(inputs)], gradients[len(inputs) :]
-        else:
-            upstream, inside = pull(step.outputs, whole, inputs), pull(step.outputs, step.target, places)
-        return upstream[0] if inputs else None, inside
-
     def _guesses(self, step: BlockPass) -> Iterator[dict[str, Vector]]:
-        """The guesses of one block, those with one coefficient together; of noise all `tangents` in turn."""
+        """The guesses of one block, all tangents in turn, those places together that share a coefficient."""
+        for _ in range(self.method.tangents):
+            guess = self._guess(step)
+            yield from [dict(guess)] if self.method.per_block else ({name: one} for name, one in guess)
+
+    def _guess(self, step: BlockPass) -> Iterable[tuple[str, Vector]]:
+        """A guess, place by place; noise is drawn when it is asked for."""
         guess, outputs = self.method.of_guess, step.outputs
         if guess.source == "noise":
-            for _ in range(self.method.tangents):
-                shapes = self.space.shapes(step).items()
-                drawn = ((name, guess.function(self.draw(s, outputs.dtype, outputs.device))) for name, s in shapes)
-                yield from self._together(drawn)
-            return
+            shapes = self.space.shapes(step).items()
+            return ((name, guess.function(self.draw(s, outputs.dtype, outputs.device))) for name, s in shapes)
         cotangent = guess.function(step.from_head if guess.source == "head" else step.target)
         if cotangent is step.target:
-            found = step.vectors
-        else:
-            found = self.space.read(step, cotangent, pull(outputs, cotangent, self.space.wanted(step)))
-        yield from self._together(found.items())
-
-    def _together(self, guesses: Iterable[tuple[str, Vector]]) -> Iterator[dict[str, Vector]]:
-        if self.method.per_block:
-            yield dict(guesses)
-        else:
-            yield from ({name: guess} for name, guess in guesses)
+            return step.vectors.items()
+        return self.space.read(step, cotangent, pull(outputs, cotangent, self.space.wanted(step))).items()
 
     def _estimate(self, step: BlockPass) -> None:
         """One block's estimate: the mean over its guesses."""

@@ -96,7 +96,8 @@ def redraw_(auxiliaries: Sequence[nn.Module], seed: int | None, *names: str | in
     seed, names: e.g. the run's seed and the step; torch's global generators stay as they were. None draws from them.
     init: how, see `models.draw_`.
     """
-    from unlocked.vision import auxiliary
+    from unlocked.vision.models import draw_, fresh_weights
 
     for index, module in enumerate(list(auxiliaries)[:-1]):
-        auxiliary.redraw_(module, seed, "redraw", index, *names, init=init)
+        with fresh_weights(seed, "redraw", index, *names, parameters=module.parameters()):
+            draw_(module, init)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from unlocked.errors import SettingError
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (scores, labels) to the batch's mean loss, a number
 Tensors = dict[str, Tensor]
+Place: TypeAlias = Tensor | GradientEdge  # in a graph, where a gradient is asked for
 
 
 @dataclass
@@ -122,7 +123,7 @@ def head(
     return HeadPass(mean.detach(), correct, at_outputs, dict(zip(parameters, found, strict=True)))
 
 
-def pull(outputs: Tensor, cotangent: Tensor, wanted: Sequence[Tensor | GradientEdge]) -> tuple[Tensor | None, ...]:
+def pull(outputs: Tensor, cotangent: Tensor, wanted: Sequence[Place]) -> tuple[Tensor | None, ...]:
     """Backpropagate `cotangent` from a block's `outputs` to the `wanted` places of its graph, and keep the graph.
 
     A place that the outputs do not depend on gets None.
@@ -130,6 +131,22 @@ def pull(outputs: Tensor, cotangent: Tensor, wanted: Sequence[Tensor | GradientE
     if not wanted or not outputs.requires_grad:
         return (None,) * len(wanted)
     return torch.autograd.grad(outputs, wanted, cotangent, retain_graph=True, allow_unused=True)
+
+
+def pull_both(
+    step: BlockPass, whole: Tensor, target: Tensor, places: Sequence[Place]
+) -> tuple[Tensor | None, Sequence[Tensor | None]]:
+    """`whole` backpropagated to the block's inputs, if they ask for it, and `target` to `places`.
+
+    One way back where these two gradients at the outputs are the same.
+    """
+    inputs = [step.inputs] if step.inputs.requires_grad else []
+    if target is whole:
+        gradients = pull(step.outputs, whole, [*inputs, *places])
+        upstream, inside = gradients[: len(inputs)], gradients[len(inputs) :]
+    else:
+        upstream, inside = pull(step.outputs, whole, inputs), pull(step.outputs, target, places)
+    return upstream[0] if inputs else None, inside
 
 
 def trainable(module: nn.Module, recurse: bool = True) -> Tensors:
@@ -157,6 +174,15 @@ def frozen_statistics(*modules: nn.Module) -> Iterator[None]:
     finally:
         for layer in tracking:
             layer.track_running_stats = True
+
+
+def chain(blocks: Sequence[nn.Module], inputs: Tensor) -> list[Tensor]:
+    """The inputs of every block in a forward pass of its own, which changes nothing and keeps no graph."""
+    found = [inputs]
+    with torch.no_grad(), frozen_statistics(*blocks):
+        for block in list(blocks)[:-1]:
+            found.append(block(found[-1]))
+    return found
 
 
 @contextmanager

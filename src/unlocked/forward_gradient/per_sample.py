@@ -74,10 +74,13 @@ class Use:
     """One call of a layer that owns the parameter, as its `own`, and the loss's gradient at that call's outputs."""
 
     call: LayerCall
-    layer: nn.Module
     own: str
     parameter: Tensor
     gradient: Tensor
+
+    @property
+    def layer(self) -> nn.Module:
+        return self.call.layer
 
     def prepared(self) -> Tensor:
         """The inputs of the whole batch, of which the other methods take some samples', in the parameter's type."""

@@ -23,18 +23,6 @@ def coefficient(product: Tensor, square: Tensor | None = None, eps: float = EPSI
     return product if square is None else product / (square + eps)
 
 
-def expected_error(square: Tensor, dimension: int, distribution: str = "gaussian", normalise: bool = False) -> Tensor:
-    """`E‖c v - T‖²` over one random guess v of this dimension, from `square`, ‖T‖².
-
-    `(d + 1) ‖T‖²` for gaussian guesses and `(d - 1) ‖T‖²` for signs, since `E <T, v>² ‖v‖²` is `(d + 2) ‖T‖²` and
-    `d ‖T‖²` and the estimate is unbiased; `(1 - 1 / d) ‖T‖²` for the projection of `normalise`, shorter than T.
-    The mean of m independent guesses that are not normalised has an m-th of it.
-    """
-    if normalise:
-        return (1 - 1 / dimension) * square
-    return (dimension + (1 if distribution == "gaussian" else -1)) * square
-
-
 def inner(left: Tensor, right: Tensor, per_sample: bool) -> Tensor:
     """The inner product of two tensors of one shape: (N,), one per entry of the first dimension, or ()."""
     product = left * right

@@ -10,17 +10,15 @@ from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.graph import GradientEdge
 from torch.func import functional_call
 
 from unlocked.errors import SettingError
 from unlocked.forward_gradient import projection
 from unlocked.forward_gradient.method import Method
-from unlocked.forward_gradient.passes import BlockPass, Tensors, hooked, pull, trainable, uses_batch_statistics
+from unlocked.forward_gradient.passes import BlockPass, Place, Tensors, hooked, pull, trainable, uses_batch_statistics
 from unlocked.forward_gradient.per_sample import Contributions, Use, is_known
 from unlocked.forward_gradient.projection import scale
 
-Place: TypeAlias = Tensor | GradientEdge
 Vector: TypeAlias = Any  # a target or guess at one place of a space: a tensor, or `Contributions`
 Moving: TypeAlias = Callable[[Tensor], Tensor]
 
@@ -128,7 +126,7 @@ class PerSampleWeight(AveragedWeight):
         for call, gradient in zip(step.calls, inside, strict=True):
             at_outputs = step.outputs.new_zeros(()).expand(call.shape) if gradient is None else gradient
             for own, parameter in trainable(call.layer, recurse=False).items():
-                of_parameter[id(parameter)].uses.append(Use(call, call.layer, own, parameter, at_outputs))
+                of_parameter[id(parameter)].uses.append(Use(call, own, parameter, at_outputs))
         for name, one in found.items():
             if not one.uses and pull(step.outputs, cotangent, [one.parameter])[0] is not None:
                 right = "is used outside its layer's own forward pass, so per-sample weight gradients are not known"

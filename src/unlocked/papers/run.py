@@ -84,6 +84,11 @@ class Data(Settings):
         """Training images."""
         return min(self.description.train, self.train_limit or self.description.train)
 
+    def refuse_batch(self, size: int) -> None:
+        """A batch must fit into the training images."""
+        if size > self.images:
+            raise SettingError("optim.batch_size", size, f"{self.name} has {self.images} images to train")
+
     @property
     def test_images(self) -> int:
         """Test images."""
@@ -128,8 +133,7 @@ class Budget(Settings):
 
     def refuse_small_data(self, data: Data, workers: int = 1) -> None:
         """A batch must fit into the data, and the budget must hold a gradient for every worker."""
-        if self.batch_size > data.images:
-            raise SettingError("optim.batch_size", self.batch_size, f"{data.name} has {data.images} images to train")
+        data.refuse_batch(self.batch_size)
         if total_gradients(self.epochs, data.images, self.batch_size, workers) < workers:
             count = int(self.epochs * (data.images // self.batch_size))
             raise SettingError("optim.epochs", self.epochs, f"gives {count} gradients, fewer than {workers} workers")

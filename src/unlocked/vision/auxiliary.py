@@ -14,7 +14,7 @@ from torch import nn
 
 from unlocked.errors import choose
 from unlocked.vision.blocks import Blocks, normalisation
-from unlocked.vision.models import draw_, fresh_weights
+from unlocked.vision.models import dense, draw_, fresh_weights
 from unlocked.vision.networks import AUXILIARIES
 
 HIDDEN = {"cnn": 32, "mlp": 1024}  # hidden channels or units at width 1
@@ -38,7 +38,8 @@ def build(
     if choose("auxiliary", name, AUXILIARIES) == "copy":
         net = _copy(channels, classes, norm, remaining, released)
     elif name == "mlp":
-        net = _mlp(channels, classes, hidden, released)
+        layers = dense(4 * channels, hidden, hidden, hidden, classes, normalised=released)
+        net = nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten(), *layers)
     else:
         net = _cnn(channels, classes, hidden, norm) if name == "cnn" else classifier(channels, classes, norm, pixels=2)
     if init != "default":
@@ -78,12 +79,6 @@ def classifier(channels: int, classes: int, norm: str = "batch", pixels: int = 1
     return nn.Sequential(normalisation(norm, channels), nn.AdaptiveAvgPool2d(pixels), nn.Flatten(), linear)
 
 
-def redraw_(module: nn.Module, seed: int | None, *names: str | int, init: str = "default") -> None:
-    """Draw all weights of `module` anew, in place, from `seed` and `names` (None: from the global generators)."""
-    with fresh_weights(seed, *names, parameters=module.parameters()):
-        draw_(module, init)
-
-
 def counts(module: nn.Module, input_shape: Sequence[int]) -> tuple[int, int]:
     """Trainable parameters, and FLOPs of one sample's forward pass, of a `module` on the CPU.
 
@@ -103,14 +98,6 @@ def _cnn(channels: int, classes: int, hidden: int, norm: str) -> nn.Module:
     for _ in range(3):
         layers += [nn.Conv2d(hidden, hidden, 3, 2, padding=1, bias=False), normalisation(norm, hidden), nn.ReLU()]
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(4 * hidden, classes))
-
-
-def _mlp(channels: int, classes: int, hidden: int, released: bool) -> nn.Module:
-    layers: list[nn.Module] = [nn.AdaptiveAvgPool2d(2), nn.Flatten()]
-    for before in (4 * channels, hidden, hidden):
-        norm = [nn.BatchNorm1d(hidden)] * released
-        layers += [nn.Linear(before, hidden, bias=not released), *norm, nn.ReLU()]
-    return nn.Sequential(*layers, nn.Linear(hidden, classes))
 
 
 def _copy(channels: int, classes: int, norm: str, remaining: Sequence[nn.Module], released: bool) -> nn.Module:

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -70,14 +71,21 @@ def build(
         return make(classes, channels, size, width)
 
 
+def dense(*sizes: int, normalised: bool = False) -> nn.Sequential:
+    """Linear layers from one size to the next, (N, first) to (N, last), with ReLU between them.
+
+    normalised: there is BatchNorm before every ReLU, and only the last layer has a bias.
+    """
+    layers: list[nn.Module] = []
+    for before, after in pairwise(sizes[:-1]):
+        layers += [nn.Linear(before, after, bias=not normalised), *[nn.BatchNorm1d(after)] * normalised, nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(*sizes[-2:]))
+
+
 def _mlp(classes: int, channels: int, size: int, width: float) -> nn.Module:
     """Two hidden layers of 64 × width with ReLU."""
-    layers: list[nn.Module] = [nn.Flatten()]
-    inputs = channels * size**2
-    for units in MLP_UNITS:
-        layers += [nn.Linear(inputs, scaled(units, width)), nn.ReLU()]
-        inputs = scaled(units, width)
-    return nn.Sequential(*layers, nn.Linear(inputs, classes))
+    hidden = (scaled(units, width) for units in MLP_UNITS)
+    return nn.Sequential(nn.Flatten(), *dense(channels * size**2, *hidden, classes))
 
 
 def _conv(classes: int, channels: int, _size: int, width: float) -> nn.Module:

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from forward_gradient.conftest import Net, small_net
-from papers.forward_gradient.runs import advance, fresh, parameters, tiny
-from unlocked.errors import SettingError
+from papers.forward_gradient.runs import advance, fresh, parameters
 
 # Relative errors of all gradients joined. Backpropagation in bfloat16, which has 8 bits, is itself .09 off on this net;
 # after two steps on batches of 16, which BatchNorm makes touchier, the parameters' moves are .24 off.
@@ -61,20 +60,3 @@ def test_options_of_a_training(device: str, option: dict[str, Any], tolerance: f
     after = [parameters(advance(fresh(**one), 2)) for one in runs]
     moves = [{name: found[name] - start[name] for name in start} for found in after]
     assert 0 < relative_error(*moves) < tolerance
-
-
-@pytest.mark.parametrize(
-    ("settings", "setting"),
-    [
-        ({"runtime__precision": "half"}, "runtime.precision"),
-        ({"runtime__precision": "bfloat16", "mode": "forward_mode"}, "runtime.precision"),
-        ({"runtime__precision": "bfloat16", "study": "batchnorm_coupling"}, "runtime.precision"),
-        ({"runtime__compile": True, "mode": "forward_mode"}, "runtime.compile"),
-        ({"runtime__compile": True, "space": "weight", "averaged": False}, "runtime.compile"),
-    ],
-)
-def test_what_cannot_work_is_refused_in_one_line(settings: dict[str, Any], setting: str) -> None:
-    with pytest.raises(SettingError) as raised:
-        tiny(**settings)
-    assert raised.value.setting == setting
-    assert "\n" not in str(raised.value)

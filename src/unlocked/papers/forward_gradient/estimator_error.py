@@ -9,14 +9,14 @@ import torch
 from torch import Tensor
 
 from unlocked import seeding
+from unlocked.forward_gradient import passes
 from unlocked.forward_gradient.estimator import Estimate, estimate
 from unlocked.forward_gradient.method import Method
-from unlocked.forward_gradient.projection import expected_error
 from unlocked.papers.base import Measurement
 from unlocked.papers.forward_gradient import network
 from unlocked.papers.forward_gradient import study_settings as settings
 from unlocked.papers.forward_gradient.network import Net
-from unlocked.papers.forward_gradient.studies import Metrics, chain, first_batch
+from unlocked.papers.forward_gradient.studies import Metrics, first_batch
 from unlocked.papers.forward_gradient.training import ForwardTraining
 from unlocked.vision.data.splits import Dataset
 
@@ -81,7 +81,7 @@ class Comparison:
     def metrics(self) -> Metrics:
         """All metrics."""
         parameters = [sum(p.numel() for p in block.parameters()) for block in self.net.blocks[:-1]]
-        outputs = [features[0].numel() for features in chain(self.net, self.batch[0])[1:]]
+        outputs = [features[0].numel() for features in passes.chain(self.net.blocks, self.batch[0])[1:]]
         found: Metrics = {f"dimension/{name}": outputs if name == "activity" else parameters for name in SPACES}
         for space in SPACES:
             for guess in self.heads:
@@ -108,14 +108,13 @@ class Comparison:
     def in_closed_form(self, space: str) -> Tensor:
         """Mean square of the relative error of a random guess in the weights, by block.
 
-        Every coefficient has a guess of its own, independent of the others, so their errors add.
+        Of a gaussian guess v in d dimensions `E‖<T, v> v - T‖²` is `(d + 1) ‖T‖²`: the estimate is unbiased, and
+        `E <T, v>² ‖v‖²` is `(d + 2) ‖T‖²`. Every coefficient has a guess of its own, so that their errors add.
         """
         squares = self.estimate("global", space, normalise=False).coefficients  # <T, T>
         relative = []
         for block, shapes in enumerate(map(dict, (b.named_parameters() for b in self.net.blocks[:-1]))):
-            error = sum(
-                expected_error(squares[f"blocks.{block}.{name}"], p.numel()).sum() for name, p in shapes.items()
-            )
+            error = sum(((p.numel() + 1) * squares[f"blocks.{block}.{name}"]).sum() for name, p in shapes.items())
             relative.append(error / sum(self.truth[f"blocks.{block}.{name}"].square().sum() for name in shapes))
         return torch.stack(relative)
 

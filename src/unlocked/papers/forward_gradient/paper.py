@@ -17,7 +17,7 @@ from unlocked.papers.forward_gradient.settings import (
     LocalLearning,
     LocalNoise,
 )  # fmt: skip
-from unlocked.papers.forward_gradient.study_settings import STUDIES
+from unlocked.papers.forward_gradient.study_settings import STUDIES, EstimatorError, FreshNetStudy
 from unlocked.papers.run import Paper, PaperScale
 from unlocked.settings import Settings, setting
 
@@ -36,7 +36,7 @@ def kind_of(settings: Mapping[str, Any]) -> type[ForwardRun]:
 
 
 KINDS: tuple[type[ForwardRun], ...] = (
-    Backpropagation, FrozenBlocks, LocalLearning, GlobalNoise, LocalNoise, HeadGuess, *STUDIES.values(),
+    Backpropagation, FrozenBlocks, LocalLearning, GlobalNoise, LocalNoise, HeadGuess, EstimatorError, FreshNetStudy,
 )  # fmt: skip
 
 

@@ -40,15 +40,6 @@ def first_batch(run: ForwardRun, data: Dataset) -> tuple[Tensor, Tensor]:
     return data.train.batch(order[: run.batch_size])
 
 
-def chain(net: Net, images: Tensor) -> list[Tensor]:
-    """The inputs of every block, statistics untouched."""
-    inputs = [images]
-    with torch.no_grad(), passes.frozen_statistics(*net.blocks):
-        for block in net.blocks[:-1]:
-            inputs.append(block(inputs[-1]))
-    return inputs
-
-
 class Study:
     """A study on fresh nets: every case is a step, and one evaluation at the end reports them all."""
 
@@ -87,7 +78,7 @@ class Study:
 def auxiliary_cost(run: settings.FreshNetStudy, data: Dataset) -> Iterator[Case]:
     """Parameters and FLOPs (one per multiply-add) of the blocks and of every auxiliary net on them."""
     net = network.build(run, data).eval()
-    inputs = chain(net, first_batch(run, data)[0][:1])
+    inputs = passes.chain(net.blocks, first_batch(run, data)[0][:1])
     with torch.no_grad():
         outputs = [*inputs[1:], net.blocks[-1](inputs[-1])]
 
@@ -117,7 +108,7 @@ def forward_mode_cost(run: settings.FreshNetStudy, data: Dataset) -> Iterator[Ca
             metrics[f"bytes/{kind}/{start}"] = float(peak_bytes(compute, device))
         return metrics
 
-    for start, inputs in enumerate(chain(net, images)):
+    for start, inputs in enumerate(passes.chain(net.blocks, images)):
         yield partial(cost, start, inputs)
 
 
@@ -208,7 +199,7 @@ def one_pass_errors(run: settings.FreshNetStudy, data: Dataset, norm: str, case:
 
     projected = estimate(net.blocks, net.auxiliaries, images, labels, Method("global", "random"), noise=noise)
     metrics: Metrics = {f"per_sample_error/{case}": [], f"batch_level_error/{case}": []}
-    for index, (guess, inputs) in enumerate(zip(guesses, chain(net, images), strict=False)):
+    for index, (guess, inputs) in enumerate(zip(guesses, passes.chain(net.blocks, images), strict=False)):
         step = passes.forward(index, net.blocks[index], inputs, chained=False)
         tail, space = [*net.blocks[index + 1 :], net.auxiliaries[-1]], spaces.Activity(averaged=False)
         found = forward_mode.slopes(step, tail, labels, space, {"output": guess}, one_pass=True)

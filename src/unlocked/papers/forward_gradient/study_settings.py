@@ -1,11 +1,10 @@
-"""What can be run for forward gradients besides trainings: the error of estimates, and three studies on fresh nets."""
+"""What can be run for forward gradients besides trainings: the error of estimates, and studies on fresh nets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import ClassVar
 
-from unlocked.errors import SettingError
 from unlocked.papers.forward_gradient.settings import FACTORS, ForwardRun, Trained
 from unlocked.papers.run import MOST, Estimate
 from unlocked.settings import Settings, setting
@@ -40,11 +39,20 @@ class EstimatorError(Trained):
         return super().measured_batches + 2 * 2 * 2 * self.tangents  # before and after, two spaces, 1 + 2 + 4 + ...
 
 
+FRESH_NET = ("forward_mode_cost", "batchnorm_coupling", "auxiliary_cost")
+
+
 @dataclass(frozen=True)
 class FreshNetStudy(ForwardRun):
     """A measurement on a net as it was drawn."""
 
     trainer: ClassVar[str] = "unlocked.papers.forward_gradient.studies.Study"
+    study: str = setting(
+        "forward_mode_cost",
+        "time and memory of forward mode; error of per-sample coefficients from one product, by normalisation; size of "
+        "the auxiliary nets",
+        names=FRESH_NET,
+    )
     optim: Batch = setting(Batch(), "the batch")
 
     @property
@@ -52,9 +60,7 @@ class FreshNetStudy(ForwardRun):
         return self.optim.batch_size
 
     def check(self) -> None:
-        if self.optim.batch_size > self.data.images:
-            right = f"{self.data.name} has {self.data.images} images to train"
-            raise SettingError("optim.batch_size", self.optim.batch_size, right)
+        self.data.refuse_batch(self.optim.batch_size)
 
     @property
     def total_gradients(self) -> int:
@@ -64,30 +70,4 @@ class FreshNetStudy(ForwardRun):
         return self.costs(CASES, 1.0)
 
 
-@dataclass(frozen=True)
-class ForwardModeCost(FreshNetStudy):
-    """Time and memory of Jacobian-vector products and backpropagation."""
-
-    study: str = setting("forward_mode_cost", "time and memory of forward mode", names=("forward_mode_cost",))
-
-
-@dataclass(frozen=True)
-class BatchNormCoupling(FreshNetStudy):
-    """Error of per-sample coefficients from one product, by normalisation."""
-
-    study: str = setting("batchnorm_coupling", "per-sample coefficients in one pass", names=("batchnorm_coupling",))
-
-
-@dataclass(frozen=True)
-class AuxiliaryCost(FreshNetStudy):
-    """Parameters and multiply-adds of every auxiliary net."""
-
-    study: str = setting("auxiliary_cost", "size of the auxiliary nets", names=("auxiliary_cost",))
-
-
-STUDIES: dict[str, type[ForwardRun]] = {
-    "estimator_error": EstimatorError,
-    "forward_mode_cost": ForwardModeCost,
-    "batchnorm_coupling": BatchNormCoupling,
-    "auxiliary_cost": AuxiliaryCost,
-}
+STUDIES: dict[str, type[ForwardRun]] = {"estimator_error": EstimatorError, **dict.fromkeys(FRESH_NET, FreshNetStudy)}
