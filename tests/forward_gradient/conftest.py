@@ -109,9 +109,8 @@ def assert_as_reference(net: Net, method: Method, *, measure: bool = False, **op
 
 def contributions(layer: nn.Module, inputs: Tensor, cotangent: Tensor) -> dict[str, per_sample.Contributions]:
     """What every sample contributes to the gradients of a layer's parameters, not formed."""
-    space = spaces.PerSampleWeight()
     step = passes.forward(0, layer, inputs, chained=False, record_calls=True)
-    return space.read(step, cotangent, passes.pull(step.outputs, cotangent, space.wanted(step)))
+    return spaces.PerSampleWeight().read(step, cotangent)
 
 
 @contextmanager

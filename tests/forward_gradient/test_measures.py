@@ -42,6 +42,10 @@ def test_backpropagation_has_no_error_and_full_alignment() -> None:
             assert found["cosine", block] == found["norm_ratio", block] == pytest.approx(1)
 
 
+def test_frozen_blocks_have_nothing_to_measure() -> None:
+    assert not small_net().estimate("global", "frozen", "weight", False, measure=True).measures
+
+
 def test_zero_vectors_give_a_zero_cosine_and_no_ratio() -> None:
     target, guess = torch.zeros(2, 3), torch.ones(2, 3)
     found = measures.compare(target, guess)

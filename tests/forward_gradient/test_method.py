@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import replace
 from typing import Any
 
@@ -56,14 +54,7 @@ def test_what_a_method_knows() -> None:
     labels = ["backpropagation", "NTK guess", "frozen blocks"]
     assert [Method("global", g).label for g in ("global", "ntk", "frozen")] == labels
     assert [Method(t, "ntk").has_guess_nets for t in ("global", "local")] == [False, True]
-    assert [Method("global", g).trains_auxiliaries for g in guesses.names()] == [
-        False,
-        True,
-        False,
-        False,
-        False,
-        False,
-    ]
+    assert [g for g in guesses.names() if Method("global", g).trains_auxiliaries] == ["local"]
 
 
 @pytest.mark.parametrize(
@@ -123,13 +114,6 @@ def test_a_target_of_ones_own(space: str, averaged: bool) -> None:
         assert_as_reference(small_net(), Method("both", "local", space, averaged=averaged))
         with pytest.raises(SettingError, match="take projection"):
             Method("both", "local", mode="forward_mode")
-
-
-def test_settings_are_read_without_torch() -> None:
-    """The plan of hundreds of runs makes methods; importing torch would cost seconds."""
-    code = "import sys; from unlocked.forward_gradient import Guess, Method; Method('global', 'local'); "
-    code += "assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize("distribution", guesses.DISTRIBUTIONS)

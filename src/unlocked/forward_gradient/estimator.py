@@ -20,7 +20,7 @@ from unlocked.errors import SettingError
 from unlocked.forward_gradient import forward_mode, guesses, measures, passes, spaces
 from unlocked.forward_gradient.guesses import Draw
 from unlocked.forward_gradient.method import Method
-from unlocked.forward_gradient.passes import BlockPass, HeadPass, Loss, Tensors, pull
+from unlocked.forward_gradient.passes import BlockPass, HeadPass, Loss, Tensors
 from unlocked.forward_gradient.projection import coefficient
 from unlocked.forward_gradient.spaces import Vector
 
@@ -173,26 +173,26 @@ class _Estimation:
         own = self._with_heads(step)
         if not (method.trains_blocks or is_last):
             return None
-        is_true = is_last or self.is_exact
-        if method.mode == "forward_mode" and not is_true:
+        is_exact = is_last or self.is_exact
+        if method.mode == "forward_mode" and not is_exact:
             self._estimate(step)
             return None
-        whole = own if is_last else arriving
-        step.target = whole if is_last else method.of_target.function(whole, own)
-        space = spaces.AveragedWeight() if is_true else self.space
-        upstream, inside = passes.pull_both(step, whole, step.target, space.wanted(step))
-        step.vectors = space.read(step, step.target, inside)
-        if is_true:
-            self._keep(f"blocks.{step.index}", step.vectors)
-            return upstream
-        if self.measure:
-            step.truth = step.parameter_gradients(whole)
-            self.truth |= {f"blocks.{step.index}.{name}": gradient for name, gradient in step.truth.items()}
-        if self.is_chained and method.of_guess.source == "noise":
-            self.waiting.append(step)  # noise is drawn from the first block on
+        step.whole = own if is_last else arriving
+        step.target = own if is_last else method.of_target.function(arriving, own)
+        if is_exact:
+            self._keep(f"blocks.{step.index}", step.parameter_gradients(step.target))
         else:
-            self._estimate(step)
-        return upstream
+            step.vectors = self.space.read(step, step.target)
+            if self.measure:
+                truth = step.parameter_gradients(step.whole)
+                self.truth |= {f"blocks.{step.index}.{name}": gradient for name, gradient in truth.items()}
+            if self.is_chained and method.of_guess.source == "noise":
+                self.waiting.append(step)  # noise is drawn from the first block on
+            else:
+                self._estimate(step)
+        if step.upstream is None:
+            step.pull(step.whole)
+        return step.upstream
 
     def _with_heads(self, step: BlockPass) -> Tensor | None:
         """Take a block's loss, and give its gradient at the outputs if the method asks for it."""
@@ -227,7 +227,7 @@ class _Estimation:
         cotangent = guess.function(step.from_head if guess.source == "head" else step.target)
         if cotangent is step.target:
             return step.vectors.items()
-        return self.space.read(step, cotangent, pull(outputs, cotangent, self.space.wanted(step))).items()
+        return self.space.read(step, cotangent).items()
 
     def _estimate(self, step: BlockPass) -> None:
         """One block's estimate: the mean over its guesses."""
@@ -249,7 +249,8 @@ class _Estimation:
         for name, several in coefficients.items():
             self.coefficients[f"{place}.{name}"] = torch.stack(several) if tangents > 1 else several[0]
         if self.measure:
-            self.measured |= alignment.measures(step.index) | measures.error(step.index, gradients, step.truth)
+            truth = {name: self.truth[f"{place}.{name}"] for name in gradients}
+            self.measured |= alignment.measures(step.index) | measures.error(step.index, gradients, truth)
 
     def _coefficient(self, step: BlockPass, guesses: dict[str, Vector]) -> Tensor:
         """How much is taken of the guesses that have one coefficient together."""

@@ -29,17 +29,15 @@ class Method(Settings):
     distribution: str = setting("gaussian", "of random guesses", names=guesses.DISTRIBUTIONS)
 
     def check(self) -> None:
-        guess, only = self.of_guess, self.of_guess.only_with
+        only, source = self.of_guess.only_with, self.of_guess.source
         self.refuse_unless(only in (None, self.target), "guess", f"only stands with target = {only}: it is that target")
         right = f"must be 1 with guess = {self.guess}; several need guess = random"
-        self.refuse_unless(self.tangents == 1 or guess.source == "noise", "tangents", right)
-        right = (
-            "needs space = weight and averaged = true: elsewhere a block has one tensor, or a coefficient per sample"
-        )
+        self.refuse_unless(self.tangents == 1 or source == "noise", "tangents", right)
+        right = "needs space = weight and averaged = true: else a block has one tensor, or a coefficient per sample"
         self.refuse_unless(not self.per_block or (self.space == "weight" and self.is_averaged), "per_block", right)
         if self.mode == "forward_mode":
             right = f"never forms the {self.target} target, so it cannot be the guess"
-            self.refuse_unless(guess.source != "target", "mode", right)
+            self.refuse_unless(source != "target", "mode", right)
             right = f"follows a loss, and the target {self.target} is the gradient of none; take projection"
             self.refuse_unless(self.of_target.loss is not None, "mode", right)
 

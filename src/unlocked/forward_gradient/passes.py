@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from unlocked.errors import SettingError
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # (scores, labels) to the batch's mean loss, a number
 Tensors = dict[str, Tensor]
-Place: TypeAlias = Tensor | GradientEdge  # in a graph, where a gradient is asked for
 
 
 @dataclass
@@ -34,29 +33,40 @@ class LayerCall:
 
 @dataclass
 class BlockPass:
-    """One block's part of the forward pass, and what the estimator finds there."""
+    """One block's part of the forward pass, the way back through it, and what the estimator finds there."""
 
     index: int
     block: nn.Module
     inputs: Tensor  # (N, ...), a leaf
     outputs: Tensor  # (N, ...)
     calls: list[LayerCall]  # when asked for
-    target: Tensor | None = None  # at the outputs
+    whole: Tensor | None = None  # the gradient of the net's loss at the outputs
+    upstream: Tensor | None = None  # the same at the inputs, where these ask for one
     from_head: Tensor | None = None  # the gradient at the outputs of the auxiliary loss that the guess comes from
+    target: Tensor | None = None  # at the outputs
     vectors: dict[str, Any] = field(default_factory=dict)  # the target in the space
-    truth: Tensors = field(default_factory=dict)  # the true gradients, where they are measured
 
     def __post_init__(self) -> None:
         self.parameters = trainable(self.block)
 
-    def named(self, gradients: Sequence[Tensor | None]) -> Tensors:
-        """Gradients by parameter, given in their order; zeros where the outputs did not depend on the parameter."""
-        pairs = zip(self.parameters.items(), gradients, strict=True)
-        return {name: torch.zeros_like(p) if gradient is None else gradient for (name, p), gradient in pairs}
+    def pull(self, cotangent: Tensor, places: Sequence[Tensor | GradientEdge] = ()) -> Sequence[Tensor | None]:
+        """Backpropagate `cotangent` from the outputs to places of the graph, which is kept; None where none arrives.
+
+        `whole` goes on to the inputs the first time, on the same way back.
+        """
+        goes_on = cotangent is self.whole and self.upstream is None and self.inputs.requires_grad
+        wanted = [*places, *[self.inputs] * goes_on]
+        if not wanted or not self.outputs.requires_grad:
+            return [None] * len(places)
+        found = torch.autograd.grad(self.outputs, wanted, cotangent, retain_graph=True, allow_unused=True)
+        if goes_on:
+            self.upstream = found[-1]
+        return found[: len(places)]
 
     def parameter_gradients(self, cotangent: Tensor) -> Tensors:
-        """The parameters' gradients for the gradient `cotangent` at the outputs."""
-        return self.named(pull(self.outputs, cotangent, list(self.parameters.values())))
+        """The parameters' gradients for the gradient `cotangent` at the outputs; zeros where these do not depend."""
+        found = zip(self.parameters.items(), self.pull(cotangent, list(self.parameters.values())), strict=True)
+        return {name: torch.zeros_like(p) if gradient is None else gradient for (name, p), gradient in found}
 
 
 def forward(
@@ -121,32 +131,6 @@ def head(
     else:
         correct = labels.new_zeros((), dtype=torch.long)
     return HeadPass(mean.detach(), correct, at_outputs, dict(zip(parameters, found, strict=True)))
-
-
-def pull(outputs: Tensor, cotangent: Tensor, wanted: Sequence[Place]) -> tuple[Tensor | None, ...]:
-    """Backpropagate `cotangent` from a block's `outputs` to the `wanted` places of its graph, and keep the graph.
-
-    A place that the outputs do not depend on gets None.
-    """
-    if not wanted or not outputs.requires_grad:
-        return (None,) * len(wanted)
-    return torch.autograd.grad(outputs, wanted, cotangent, retain_graph=True, allow_unused=True)
-
-
-def pull_both(
-    step: BlockPass, whole: Tensor, target: Tensor, places: Sequence[Place]
-) -> tuple[Tensor | None, Sequence[Tensor | None]]:
-    """`whole` backpropagated to the block's inputs, if they ask for it, and `target` to `places`.
-
-    One way back where these two gradients at the outputs are the same.
-    """
-    inputs = [step.inputs] if step.inputs.requires_grad else []
-    if target is whole:
-        gradients = pull(step.outputs, whole, [*inputs, *places])
-        upstream, inside = gradients[: len(inputs)], gradients[len(inputs) :]
-    else:
-        upstream, inside = pull(step.outputs, whole, inputs), pull(step.outputs, target, places)
-    return upstream[0] if inputs else None, inside
 
 
 def trainable(module: nn.Module, recurse: bool = True) -> Tensors:

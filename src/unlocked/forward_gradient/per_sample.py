@@ -170,7 +170,7 @@ class Contributions:
                 found.append(first.gram(prepared[0][part], first.at(part), rights))
             else:
                 rows = dict(zip(every, _rows(every, prepared, part), strict=True))
-                if self.samples * self._bytes(self.parameter.numel()) <= KEPT * self._budget():
+                if self.samples * self.parameter.numel() <= KEPT * self._room():
                     self.kept.append(rows[self])
                 found.append([projection.inner(rows[self], rows[other], True) for other in others])
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
@@ -218,14 +218,12 @@ class Contributions:
         """Samples that are treated at once: their contributions and features stay within `CHUNK_BYTES`."""
         kernel = self.parameter[0, 0].numel() if self.parameter.dim() > 2 else 1
         numbers = 2 * self.parameter.numel() + sum(kernel * use.call.inputs[0].numel() for use in self.uses)
-        step = max(1, self._budget() // self._bytes(numbers))
+        step = max(1, self._room() // numbers)
         yield from (slice(start, start + step) for start in range(0, self.samples, step))
 
-    def _bytes(self, numbers: int) -> int:
-        return self.parameter.element_size() * numbers
-
-    def _budget(self) -> int:
-        return CHUNK_BYTES.get(self.parameter.device.type, CHUNK_BYTES["cpu"])
+    def _room(self) -> int:
+        """Numbers that `CHUNK_BYTES` hold."""
+        return CHUNK_BYTES.get(self.parameter.device.type, CHUNK_BYTES["cpu"]) // self.parameter.element_size()
 
 
 def _rows(every: Sequence[Contributions], prepared: Sequence[Tensor], part: slice) -> list[Tensor]:

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from unlocked.errors import SettingError
 from unlocked.forward_gradient import projection
 from unlocked.forward_gradient.method import Method
-from unlocked.forward_gradient.passes import BlockPass, Place, Tensors, hooked, pull, trainable, uses_batch_statistics
+from unlocked.forward_gradient.passes import BlockPass, Tensors, hooked, trainable, uses_batch_statistics
 from unlocked.forward_gradient.per_sample import Contributions, Use, is_known
 from unlocked.forward_gradient.projection import scale
 
@@ -37,13 +37,9 @@ class AveragedWeight:
         """Types of the layers that torch.func takes sample by sample; SettingError for layers that it cannot."""
         return set()
 
-    def wanted(self, step: BlockPass) -> Sequence[Place]:
-        """The places inside the block whose gradients `read` needs."""
-        return list(step.parameters.values())
-
-    def read(self, step: BlockPass, cotangent: Tensor, inside: Sequence[Tensor | None]) -> dict[str, Vector]:
-        """The vectors of the space, from the gradient at the block's output and those at the `wanted` places."""
-        return step.named(inside)
+    def read(self, step: BlockPass, cotangent: Tensor) -> dict[str, Vector]:
+        """The vectors of the space by name, from the gradient `cotangent` at the block's output."""
+        return step.parameter_gradients(cotangent)
 
     def shapes(self, step: BlockPass) -> dict[str, Sequence[int]]:
         """The shapes of the tensors of the space, in the order in which random guesses are drawn."""
@@ -84,10 +80,7 @@ class Activity(AveragedWeight):
     def __init__(self, averaged: bool) -> None:
         self.per_sample = not averaged
 
-    def wanted(self, step: BlockPass) -> Sequence[Place]:
-        return ()
-
-    def read(self, step: BlockPass, cotangent: Tensor, inside: Sequence[Tensor | None]) -> dict[str, Vector]:
+    def read(self, step: BlockPass, cotangent: Tensor) -> dict[str, Vector]:
         return {"output": cotangent}
 
     def shapes(self, step: BlockPass) -> dict[str, Sequence[int]]:
@@ -117,20 +110,22 @@ class PerSampleWeight(AveragedWeight):
             raise SettingError("layer", type(layer).__name__, right)
         return {type(layer).__name__ for layer in unknown}
 
-    def wanted(self, step: BlockPass) -> Sequence[Place]:
-        return [call.outputs for call in step.calls]
+    def read(self, step: BlockPass, cotangent: Tensor) -> dict[str, Vector]:
+        found = self._contributions(step, step.pull(cotangent, [call.outputs for call in step.calls]))
+        for name, one in found.items():
+            if not one.uses and step.pull(cotangent, [one.parameter])[0] is not None:
+                right = "is used outside its layer's own forward pass, so per-sample weight gradients are not known"
+                raise SettingError("parameter", name, right)
+        return found
 
-    def read(self, step: BlockPass, cotangent: Tensor, inside: Sequence[Tensor | None]) -> dict[str, Vector]:
+    def _contributions(self, step: BlockPass, gradients: Sequence[Tensor | None]) -> dict[str, Contributions]:
+        """By parameter, for the gradients at the outputs of the layers' calls."""
         found = {name: Contributions(p, len(step.inputs)) for name, p in step.parameters.items()}
         of_parameter = {id(one.parameter): one for one in found.values()}
-        for call, gradient in zip(step.calls, inside, strict=True):
+        for call, gradient in zip(step.calls, gradients, strict=True):
             at_outputs = step.outputs.new_zeros(()).expand(call.shape) if gradient is None else gradient
             for own, parameter in trainable(call.layer, recurse=False).items():
                 of_parameter[id(parameter)].uses.append(Use(call, own, parameter, at_outputs))
-        for name, one in found.items():
-            if not one.uses and pull(step.outputs, cotangent, [one.parameter])[0] is not None:
-                right = "is used outside its layer's own forward pass, so per-sample weight gradients are not known"
-                raise SettingError("parameter", name, right)
         return found
 
     def shapes(self, step: BlockPass) -> dict[str, Sequence[int]]:
@@ -155,7 +150,7 @@ class PerSampleWeight(AveragedWeight):
         [(name, guess)] = guesses.items()
         moved = guess
         if isinstance(guess, Tensor):
-            moved = self.read(step, step.outputs, [None] * len(step.calls))[name]
+            moved = self._contributions(step, [None] * len(step.calls))[name]
         changes: dict[nn.Module, list[Tensor]] = {}  # of a layer's outputs, call by call
         for use, change in zip(moved.uses, moved.responses(None if moved is guess else guess), strict=True):
             changes.setdefault(use.layer, []).append(change)

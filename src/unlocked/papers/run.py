@@ -84,11 +84,6 @@ class Data(Settings):
         """Training images."""
         return min(self.description.train, self.train_limit or self.description.train)
 
-    def refuse_batch(self, size: int) -> None:
-        """A batch must fit into the training images."""
-        if size > self.images:
-            raise SettingError("optim.batch_size", size, f"{self.name} has {self.images} images to train")
-
     @property
     def test_images(self) -> int:
         """Test images."""
@@ -120,20 +115,31 @@ class Model(Settings):
 
 
 @dataclass(frozen=True)
-class Budget(Settings):
+class Batch(Settings):
+    """What is taken of the data at once."""
+
+    batch_size: int = setting(128, "samples per gradient", least=1, most=MOST)
+
+    def refuse_small_data(self, data: Data) -> None:
+        """A batch must fit into the data."""
+        if self.batch_size > data.images:
+            raise SettingError("optim.batch_size", self.batch_size, f"{data.name} has {data.images} images to train")
+
+
+@dataclass(frozen=True)
+class Budget(Batch):
     """Stochastic gradient descent: what both papers share. A paper's own class adds the schedule."""
 
     lr: float = setting(0.1, "base learning rate, before the schedule's factor", above=0, most=1e6)
     momentum: float = setting(0.9, "of the SGD buffer (not the gossip momentum)", least=0, most=1)
     weight_decay: float = setting(5e-4, "weight decay", least=0, most=1e6)
-    batch_size: int = setting(128, "samples per gradient", least=1, most=MOST)
     epochs: float = setting(
         300.0, "passes over the data: epochs * floor(N / batch) gradients in all", above=0, most=1e6
     )
 
     def refuse_small_data(self, data: Data, workers: int = 1) -> None:
         """A batch must fit into the data, and the budget must hold a gradient for every worker."""
-        data.refuse_batch(self.batch_size)
+        super().refuse_small_data(data)
         if total_gradients(self.epochs, data.images, self.batch_size, workers) < workers:
             count = int(self.epochs * (data.images // self.batch_size))
             raise SettingError("optim.epochs", self.epochs, f"gives {count} gradients, fewer than {workers} workers")

@@ -18,6 +18,7 @@ from unlocked.papers.run import (
     MOST,
     PROCESS_MB,
     THROUGHPUT,
+    Batch,
     Budget,
     Data,
     Estimate,
@@ -108,16 +109,15 @@ class ForwardRun(Run):
     paper: ClassVar[str] = "forward_gradient"
     data: Data = setting(Data(), "what is learned")
     model: BlockNet = setting(BlockNet(), "the net")
+    optim: Batch = setting(Batch(), "the batch")
+
+    def check(self) -> None:
+        self.optim.refuse_small_data(self.data)
 
     @property
     def heads(self) -> str:
         """The kind of auxiliary nets; the cheapest where nothing but their accuracy comes from them."""
         return getattr(self, "auxiliary", "linear")
-
-    @property
-    def batch_size(self) -> int:
-        """Samples of a batch."""
-        raise NotImplementedError
 
     def what(self) -> list[str]:
         """What it is, in a name."""
@@ -135,9 +135,12 @@ class ForwardRun(Run):
         heads = networks.cost(self.model.name, self.heads, **shape, width=self.model.width)
         kind = self.runtime.kind
         macs = 3 * net.forward_macs * factor + 3 * heads.forward_macs
-        each = PER_BLOCK[kind] * networks.NETWORKS[self.model.name].blocks + macs * self.batch_size / THROUGHPUT[kind]
+        each = (
+            PER_BLOCK[kind] * networks.NETWORKS[self.model.name].blocks
+            + macs * self.optim.batch_size / THROUGHPUT[kind]
+        )
         numbers = 4 * (net.parameters + heads.parameters)  # weights, gradients, guess and SGD buffer
-        numbers += (net.activations + heads.activations) * self.batch_size + self.extra_numbers()
+        numbers += (net.activations + heads.activations) * self.optim.batch_size + self.extra_numbers()
         memory = PROCESS_MB + round((4 * numbers + self.data.bytes) / 2**20)
         seconds = (steps + measured) * each + tested * (net.forward_macs + heads.forward_macs) / THROUGHPUT[kind]
         return Estimate(steps, round(seconds, 1), memory)
@@ -165,7 +168,7 @@ class Trained(ForwardRun):
     runtime: BlockRuntime = setting(BlockRuntime(), "where and how it is executed")
 
     def check(self) -> None:
-        self.optim.refuse_small_data(self.data)
+        super().check()
         wanted = self.measure.batches * self.measure.batch_size
         if wanted > self.data.images:
             right = f"needs {wanted} images of {self.data.images}"
@@ -183,10 +186,6 @@ class Trained(ForwardRun):
         return Method(self.target, self.guess)
 
     @property
-    def batch_size(self) -> int:
-        return self.optim.batch_size
-
-    @property
     def total_gradients(self) -> int:
         return total_gradients(self.optim.epochs, self.data.images, self.optim.batch_size)
 
@@ -202,12 +201,12 @@ class Trained(ForwardRun):
     @property
     def measured_batches(self) -> float:
         """Batches on which estimates are compared with the gradient, over the whole run."""
-        return COMPARISON * self.evaluations * self.measure.batches * self.measure.batch_size / self.batch_size
+        return COMPARISON * self.evaluations * self.measure.batches * self.measure.batch_size / self.optim.batch_size
 
     def estimate(self) -> Estimate:
         images = self.data.test_images
         if self.test_statistics == "recalibrate":
-            images += self.evaluation.recalibration_batches * self.batch_size
+            images += self.evaluation.recalibration_batches * self.optim.batch_size
         return self.costs(self.total_gradients, self.factor(), self.measured_batches, self.evaluations * images)
 
 
@@ -297,7 +296,7 @@ class Projected(Trained):
         if self.place != "weight_per_sample":
             return 0
         net = networks.cost(self.model.name, None, **self.data.shape, width=self.model.width)
-        return 3 * networks.NETWORKS[self.model.name].largest_block * net.parameters * self.batch_size
+        return 3 * networks.NETWORKS[self.model.name].largest_block * net.parameters * self.optim.batch_size
 
 
 @dataclass(frozen=True)

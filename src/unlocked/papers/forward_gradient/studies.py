@@ -37,7 +37,7 @@ REPEATS = 3  # timings, of which the fastest counts
 def first_batch(run: ForwardRun, data: Dataset) -> tuple[Tensor, Tensor]:
     """A seeded batch of training images, not augmented, and its labels."""
     order = seeding.generator(run.seed, "study").permutation(len(data.train))
-    return data.train.batch(order[: run.batch_size])
+    return data.train.batch(order[: run.optim.batch_size])
 
 
 class Study:

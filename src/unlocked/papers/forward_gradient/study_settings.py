@@ -6,18 +6,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from unlocked.papers.forward_gradient.settings import FACTORS, ForwardRun, Trained
-from unlocked.papers.run import MOST, Estimate
-from unlocked.settings import Settings, setting
+from unlocked.papers.run import Estimate
+from unlocked.settings import setting
 from unlocked.vision import networks
 
 CASES = 24  # gradients that a study on a fresh net costs, roughly
-
-
-@dataclass(frozen=True)
-class Batch(Settings):
-    """Of a study that takes no step."""
-
-    batch_size: int = setting(128, "samples of a batch", least=1, most=MOST)
 
 
 @dataclass(frozen=True)
@@ -53,14 +46,6 @@ class FreshNetStudy(ForwardRun):
         "the auxiliary nets",
         names=FRESH_NET,
     )
-    optim: Batch = setting(Batch(), "the batch")
-
-    @property
-    def batch_size(self) -> int:
-        return self.optim.batch_size
-
-    def check(self) -> None:
-        self.data.refuse_batch(self.optim.batch_size)
 
     @property
     def total_gradients(self) -> int:

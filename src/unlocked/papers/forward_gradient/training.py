@@ -50,7 +50,7 @@ class ForwardTraining:
         self.run, self.data = run, data
         self.net = network.build(run, data)
         network.execute_as_set_(self.net, run)
-        self.named = {n: p for n, p in self.net.named_parameters() if not n.startswith("guess_auxiliaries.")}
+        self.named = dict(self.net.named_parameters())
         self.buffers: dict[str, Tensor] = {}  # of SGD's momentum, of the parameters that were stepped
         # losses and right answers of every block, summed over the training samples since the last evaluation
         self.sums = torch.zeros(2, len(self.net.blocks), dtype=torch.float64, device=run.runtime.device)

@@ -8,7 +8,6 @@ alone decides the draws, on a CPU generator, so a batch is the same on every dev
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -148,8 +147,8 @@ class StreamedSplit(_Batches):
 
     def _pixels(self, indices: Tensor, seeds: Sequence[int] | None) -> Tensor:
         samples = _draw(2**62, len(indices), seeds).tolist() if seeds else [None] * len(indices)
-        # The pool is keyed by process because threads do not survive a fork.
-        images = list(_pool(self.threads, os.getpid()).map(self._image, indices.tolist(), samples))
+        with ThreadPoolExecutor(self.threads) as pool:
+            images = list(pool.map(self._image, indices.tolist(), samples))
         return torch.from_numpy(np.stack(images)).to(self.labels.device).permute(0, 3, 1, 2).contiguous()
 
     def _image(self, index: int, seed: int | None) -> np.ndarray:
@@ -175,11 +174,6 @@ class StreamedSplit(_Batches):
         paths = map(Path, self.files)
         lines = sorted(f"{path.parent.name}/{path.name}\t{path.stat().st_size}" for path in paths)
         yield np.frombuffer("\n".join(lines).encode(), np.uint8)
-
-
-@lru_cache(maxsize=8)
-def _pool(threads: int, process: int) -> ThreadPoolExecutor:  # noqa: ARG001
-    return ThreadPoolExecutor(threads, thread_name_prefix="decode")
 
 
 def _random_box(height: int, width: int, generator: torch.Generator) -> tuple[int, int, int, int]:
