@@ -281,7 +281,7 @@ for item in setup.plan.items.values():
     workflow.item_code(item), workflow.caption_of(item, setup.plan)
     workflow.outputs(setup, item, lambda path, **_: path)
 calls.Call(setup.plan, setup.results, setup.figures).missing
-heavy = {'torch', 'torchvision', 'pandas', 'scipy', 'matplotlib', 'seaborn', 'wandb', 'sklearn'} & set(sys.modules)
+heavy = {'torch', 'torchvision', 'pandas', 'scipy', 'matplotlib', 'wandb', 'sklearn'} & set(sys.modules)
 assert not heavy, heavy
 """
 

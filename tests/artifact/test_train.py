@@ -162,7 +162,7 @@ import sys, torch
 from unlocked import cli
 assert cli.main(sys.argv[1:]) == 0
 assert torch.are_deterministic_algorithms_enabled() and torch.is_deterministic_algorithms_warn_only_enabled()
-heavy = {"torch._inductor", "torch._dynamo", "wandb", "seaborn", "matplotlib", "snakemake"}
+heavy = {"torch._inductor", "torch._dynamo", "wandb", "matplotlib", "snakemake"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
 """
 

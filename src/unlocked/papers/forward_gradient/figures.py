@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from matplotlib import colormaps
 from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from unlocked.forward_gradient.guesses import get as guess_of
@@ -25,8 +26,6 @@ def guesses_in(frames: Frames) -> list[str]:
 
 
 def alignment(context: Context) -> Figure:
-    import seaborn as sns  # it brings scipy.stats, which takes a second that other items do without
-
     guesses = guesses_in(context.frames)
     figure, axes = style.new(2, len(guesses), height=3.2, sharex=True, sharey=True, squeeze=False)
     numbers = []
@@ -34,8 +33,9 @@ def alignment(context: Context) -> Figure:
         for guess, ax in zip(guesses, row, strict=True):
             data = context.frames.select(space=space, guess=guess).curve("cosine", ["space", "guess", "index"])
             data = data.sort_values(["index", "step"]).assign(block=data["index"] + 1)
-            labels = "block " + data["block"].astype(str)
-            sns.lineplot(data, x="epoch", y="mean", hue=labels, palette="viridis", linewidth=1, ax=ax)
+            ax.set_prop_cycle(color=colormaps["viridis"](np.linspace(0, 0.9, data["block"].nunique())))
+            for block, own in data.groupby("block"):
+                ax.plot(own["epoch"], own["mean"], linewidth=1, label=f"block {block}")
             ax.axhline(0, color="0.6", linewidth=0.6)
             ax.set(xlabel="epochs", ylabel=f"cosine, {title}")
             numbers.append(data.drop(columns=["metric", "index"]))
@@ -115,25 +115,22 @@ def quantiles(frames: Frames, metric: str) -> pd.DataFrame:
 
 
 def width(context: Context) -> Figure:
-    import seaborn as sns
-
     figure, ax = style.new(width=style.COLUMN, height=2.4)
     runs = by_method(context.frames.completed).runs.rename(columns={"model.width": "width"})
-    looks = pd.DataFrame([look_of(*cell) for cell in zip(runs["target"], runs["guess"], strict=True)], index=runs.index)
-    labels = looks["label"] + runs["space"].map(SPACES).radd(", ").fillna("")
-    colors = dict(zip(labels, looks["color"], strict=True))
-    dashes = {label: (3, 1) if label.endswith(SPACES["weight"]) else "" for label in labels}
-    sns.lineplot(
-        runs, x="width", y="test_accuracy", hue=labels, palette=colors, style=labels, dashes=dashes, marker="o",
-        markersize=4, markeredgewidth=0, errorbar=("pi", 100), err_style="bars", ax=ax,
-    )  # fmt: skip
+    groups = runs.groupby(["target", "guess", "space", "width"], dropna=False, sort=False)["test_accuracy"]
+    data = groups.agg(mean="mean", low="min", high="max", runs="count").reset_index()
+    for (target, guess, space), own in data.groupby(["target", "guess", "space"], dropna=False, sort=False):
+        own, look = own.sort_values("width"), look_of(target, guess) | {"linestyle": "--" if space == "weight" else "-"}
+        if space in SPACES:
+            look["label"] += f", {SPACES[space]}"
+        spread = own["mean"] - own["low"], own["high"] - own["mean"]
+        ax.errorbar(own["width"], own["mean"], spread, marker="o", markersize=2.6, **look)
     ax.set_xscale("log", base=2)
     style.log_ticks(ax, context.frames.values("model.width"))
     ax.set(xlabel="width (factor on the channels)", ylabel="test accuracy (%)")
     style.percent(ax)
     style.shared_legend(figure, 2)
-    groups = runs.groupby(["guess", "space", "width"], dropna=False, sort=False)["test_accuracy"]
-    return Figure(figure, groups.agg(mean="mean", low="min", high="max", runs="count").reset_index())
+    return Figure(figure, data.drop(columns="target"))
 
 
 ERROR_SPACES = {
