@@ -17,7 +17,7 @@ from unlocked import fingerprint
 from unlocked.errors import SettingError
 from unlocked.papers.base import total_gradients
 from unlocked.settings import Settings, plain, setting
-from unlocked.vision.data import AUGMENTATIONS, DATASETS, DataSet
+from unlocked.vision.data import AUGMENTATIONS, DATASETS, Description
 from unlocked.vision.networks import check_width
 
 # Sustained training throughput in multiply-accumulates per second and fixed cost per gradient in seconds, for one CPU
@@ -75,7 +75,7 @@ class Data(Settings):
     augmentation: str | None = setting(None, "of training batches; null: the data set's own", names=AUGMENTATIONS)
 
     @property
-    def description(self) -> DataSet:
+    def description(self) -> Description:
         """What is known of the data set without reading it."""
         return DATASETS[self.name]
 

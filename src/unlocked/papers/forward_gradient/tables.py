@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -53,24 +54,29 @@ def by_method(frames: Frames) -> Frames:
     return Frames(table.iloc[sorted(range(len(runs)), key=lambda k: order(runs[k]))], frames.history)
 
 
+def under_every(numbers: pd.DataFrame, column: str, values: Iterable[str]) -> pd.DataFrame:
+    """The rows of each of the values of a column, those that have none under all of them; a method's together."""
+    has_none = numbers[column].isna() | (numbers[column] == "none")
+    parts = [numbers[has_none | (numbers[column] == value)].assign(**{column: value}) for value in values]
+    return pd.concat(parts).set_index("method").loc[numbers["method"].unique()].reset_index()
+
+
 def accuracy(context: Context) -> Table:
     frames = by_method(context.frames)
     kinds = [kind for kind in AUXILIARIES if kind in set(frames.column("auxiliary"))]
     frames = frames.assign(auxiliary=frames.column("auxiliary").astype(object).fillna("none"))
     numbers = frames.summary(["method", "target", "guess", "space", "averaged", "auxiliary"], *ACCURACIES)
-    parts = [numbers[numbers["auxiliary"].isin([kind, "none"])].assign(kind=kind) for kind in kinds]
-    shown = pd.concat(parts).set_index("method").loc[numbers["method"].unique()].reset_index()
+    shown = under_every(numbers, "auxiliary", kinds)
     headless = "Backpropagation and random guesses at the global target use no auxiliary net."
     notes = (SEEDS_NOTE, headless, FROZEN_NOTE, context.learning_rates(frames, "method"))
-    return tabulate(shown, "{method}", {"{kind} auxiliary": ACCURACY}, corner=CORNER, notes=notes, numbers=numbers)
+    cells = {"{auxiliary} auxiliary": ACCURACY}
+    return tabulate(shown, "{method}", cells, corner=CORNER, notes=notes, numbers=numbers)
 
 
 def noise(context: Context) -> Table:
     frames = by_method(context.frames)
     numbers = frames.summary(["method", "distribution"], *ACCURACIES)
-    drawn = numbers.dropna(subset="distribution")["distribution"].unique()
-    control = [numbers[numbers["distribution"].isna()].assign(distribution=name) for name in drawn]
-    shown = pd.concat([*control, numbers.dropna(subset="distribution")])
+    shown = under_every(numbers, "distribution", numbers["distribution"].dropna().unique())
     shown = shown.assign(title=shown["distribution"].str.capitalize())
     notes = (SEEDS_NOTE, FROZEN_NOTE, context.learning_rates(frames, "method"))
     return tabulate(shown, "{method}", {"{title}": ACCURACY}, corner=CORNER, notes=notes, numbers=numbers)

@@ -19,14 +19,14 @@ import numpy as np
 
 from unlocked import seeding
 from unlocked.errors import SettingError, choose
-from unlocked.vision.data.registry import AUGMENTATIONS, DATASETS, DataSet, Part
+from unlocked.vision.data.registry import AUGMENTATIONS, DATASETS, Description, Part
 
 if TYPE_CHECKING:
     import torch
 
     from unlocked.vision.data.splits import Dataset, Split, StreamedSplit
 
-__all__ = ["AUGMENTATIONS", "DATASETS", "DataSet", "Dataset", "Split", "StreamedSplit", "load"]
+__all__ = ["AUGMENTATIONS", "DATASETS", "Dataset", "Description", "Split", "StreamedSplit", "load"]
 
 SUBSET_SEED = 0  # of the random subsets that `train_limit` and `test_limit` keep
 
@@ -82,7 +82,7 @@ def load(
 
 
 def _split(
-    about: DataSet, part: Part, augmentation: str, size: int, setting: str, limit: int | None
+    about: Description, part: Part, augmentation: str, size: int, setting: str, limit: int | None
 ) -> Split | StreamedSplit:
     import torch
 

@@ -23,8 +23,8 @@ Reader: TypeAlias = Callable[[Path, bool, bool], tuple[Part, Part, str]]
 
 
 @dataclass(frozen=True)
-class DataSet:
-    """One data set.
+class Description:
+    """What is known of a data set without reading it.
 
     title: as captions have it. size: in pixels, images are square. train, test: numbers of images. mean, std: per
     channel, of training images scaled to [0, 1]. augmentation, padding: what is usual for seeded batches, and the black
@@ -50,18 +50,18 @@ class DataSet:
         return len(self.mean)
 
 
-DATASETS: dict[str, DataSet] = {}
+DATASETS: dict[str, Description] = {}
 
 
 def data_set(**about: Any) -> Callable[[Reader], Reader]:
-    """Register a reader under its function's name; about: the other fields of `DataSet`.
+    """Register a reader under its function's name; about: the other fields of `Description`.
 
     Raises `SettingError` if something is wrong with them.
     """
 
     def register(read: Reader) -> Reader:
         name = registry.name_of("data set", read, DATASETS, ("root", "download", "verify"))
-        new = DataSet(name, read, **about)
+        new = Description(name, read, **about)
         least = min(new.classes, new.channels, new.size, new.train, new.test)
         problems = (
             (least < 1, "must have 1 or more classes, channels, pixels, training and test images"),
