@@ -1,7 +1,7 @@
 """`estimate`: one gradient estimate for every parameter of a net in blocks, from a target, a guess and a space.
 
-In a block's turn: the target T at its outputs (`_turn`), a guess G (`_guess`), both as vectors of the space, how much of
-G there is in T (`_coefficient`), and c G as the gradient of the block's parameters (`_estimate`). Where a gradient has to
+In a block's turn: the target T at its outputs (`_turn`), a guess G (`_guess`), both as vectors of the space, how much
+of G to take (`_coefficient`), and c G as the gradient of the block's parameters (`_estimate`). Where a gradient has to
 run back through all blocks, they are taken forward first and have their turn from the last to the first; otherwise each
 has it on the way forward. Either way a block's graph is let go before the next block's turn. `reference.estimate` gives
 the same in its obvious form.
