@@ -46,20 +46,6 @@ def test_corners_of_the_table(space: str, averaged: bool, norm: str, name: str, 
         assert all(coefficient.min() > 0.999 for coefficient in long_way.coefficients.values())
 
 
-@pytest.mark.parametrize("kind", ["linear", "mlp"])
-@pytest.mark.parametrize("target", ["global", "local"])
-@pytest.mark.parametrize("guess", ["random", "local", "ntk", "fixed_ntk"])
-def test_what_has_its_true_gradient(target: str, guess: str, kind: str) -> None:
-    """The last block, the classifier, and auxiliary nets where a local loss is used."""
-    net = small_net(kind=kind)
-    found = net.estimate(target, guess, "weight").gradients
-    trained = {int(name.split(".")[1]) for name in found if name.startswith("auxiliaries")}
-    assert trained == ({0, 1, 2} if "local" in (target, guess) else {2})
-    right = {n: g for n, g in local_learning(net).items() if n.split(".")[0] == "auxiliaries" and n in found}
-    right |= {n: g for n, g in net.backpropagation().items() if n.split(".")[1] == "2"}
-    assert_same({n: g for n, g in found.items() if n in right}, right, **EXACT)
-
-
 @pytest.mark.parametrize("distribution", guesses.DISTRIBUTIONS)
 @pytest.mark.parametrize(("space", "averaged"), SPACES)
 def test_random_guesses_are_unbiased(space: str, averaged: bool, distribution: str) -> None:
