@@ -94,29 +94,20 @@ def fake_sources(folder: Path) -> Sources:
     return sources
 
 
-WANDB_CALLS = ("GetProjects", "ProjectViews", "upsertView", "internalId", "viewer")
-
-
 class WandbServer:
     """As much of W&B's server as reports need: who asks, which projects there are, and reports, saved and listed.
 
-    Answers are those that W&B's own client checks; `saved` holds the reports by id, `asked` the names of all calls.
+    Answers are those that W&B's own client checks; `saved` holds the reports by id.
     """
 
     def __init__(self) -> None:
         self.projects: list[str] = []
         self.saved: dict[str, dict[str, Any]] = {}
-        self.asked: list[str] = []
 
     def answer(self, query: str, given: dict[str, Any]) -> dict[str, Any]:
         """The data of one GraphQL call."""
-        name = next((one for one in WANDB_CALLS if one in query), query)
-        self.asked.append(name)
         end = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
-        if name == "viewer":
-            own = {"id": "1", "entity": "team", "username": "u", "email": "e", "flags": "{}", "teams": {"edges": []}}
-            return {"viewer": own}
-        if name == "GetProjects":
+        if "GetProjects" in query:
             more = {
                 "__typename": "Project",
                 "entityName": "team",
@@ -126,19 +117,23 @@ class WandbServer:
             }
             edges = [{"node": {"id": name, "name": name, **more}} for name in self.projects]
             return {"models": {"pageInfo": end, "edges": edges}}
-        if name == "internalId":
-            return {"project": {"internalId": "1"} if given["projectName"] in self.projects else None}
-        if name == "ProjectViews":
+        if "ProjectViews" in query:
             views = [{"node": one, "cursor": key} for key, one in self.saved.items()]
             return {"project": {"allViews": {"edges": views, "pageInfo": end}}}
-        if name != "upsertView":
-            return {}
+        if "upsertView" in query:
+            return {"upsertView": {"view": self.save(given), "inserted": given["id"] is None}}
+        if "internalId" in query:
+            return {"project": {"internalId": "1"} if given["projectName"] in self.projects else None}
+        own = {"id": "1", "entity": "team", "username": "u", "email": "e", "flags": "{}", "teams": {"edges": []}}
+        return {"viewer": own} if "viewer" in query else {}
+
+    def save(self, given: dict[str, Any]) -> dict[str, Any]:
+        """A report, in place of that with its id."""
         key = given["id"] or f"view{len(self.saved)}"
         kept = {key: given[key] for key in ("name", "displayName", "description", "type", "spec")}
         project = {"id": "1", "name": given["projectName"], "entityName": given["entityName"]}
-        made = {"id": key, **kept, "project": project, "user": None, "createdAt": None, "updatedAt": None}
-        self.saved[key] = made
-        return {"upsertView": {"view": made, "inserted": given["id"] is None}}
+        self.saved[key] = {"id": key, **kept, "project": project, "user": None, "createdAt": None, "updatedAt": None}
+        return self.saved[key]
 
 
 @contextmanager

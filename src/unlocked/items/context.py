@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from unlocked.items.frames import Frames
+from unlocked.items.table import NONE
 from unlocked.units import human_bytes, human_time, plural
 from unlocked.vision.data import DATASETS
 
@@ -68,7 +69,7 @@ def facts(runs: pd.DataFrame, scale: str, planned: int, origin: str = "") -> dic
     """Scale, data, seeds, number of runs and their cost, of the runs that are there."""
     if not planned:
         return {"Scale": scale, "Runs": "none: computed without training"}
-    known = {"Scale": scale, "Data": "–", "Seeds": "–", "Runs": counted(runs, planned, origin)}
+    known = {"Scale": scale, "Data": NONE, "Seeds": NONE, "Runs": counted(runs, planned, origin)}
     if len(runs):
         memory = human_bytes(runs["memory_mb"].max() * 2**20)
         known |= {"Data": data_titles(runs), "Seeds": ", ".join(map(str, sorted(runs["seed"].unique())))}
