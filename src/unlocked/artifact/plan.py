@@ -32,23 +32,15 @@ class Need(Settings):
     """A grid of runs: every key is a setting, every value one value or a list of them."""
 
     grid: dict[str, Any] = setting(None, "settings", empty=dict)
-    exclude: tuple[dict[str, Any], ...] = setting((), "points that agree with all keys of one are left out")
     regimes: tuple[str, ...] = setting((), "the grid in each of these regimes of the scale")
 
-    def points(self, seeds: Sequence[int], own: PaperScale | None = None) -> Iterator[dict[str, Any]]:
+    def points(self, seeds: Sequence[int], own: PaperScale) -> Iterator[dict[str, Any]]:
         """The grid points, seeds innermost, of one regime after the other."""
-        for name in self.regimes:
-            yield from ({**pilot.regime_of(own or PaperScale(), name), **point} for point in self._crossed(seeds))
-        if not self.regimes:
-            yield from self._crossed(seeds)
-
-    def _crossed(self, seeds: Sequence[int]) -> Iterator[dict[str, Any]]:
-        grid = {"seed": list(seeds)} | self.grid if "seed" in self.grid else {**self.grid, "seed": list(seeds)}
+        grid = {**self.grid, "seed": self.grid.get("seed", list(seeds))}
         values = [value if isinstance(value, list) else [value] for value in grid.values()]
-        for combination in itertools.product(*values):
-            point = dict(zip(grid, combination, strict=True))
-            if not any(all(point.get(key) == value for key, value in rule.items()) for rule in self.exclude):
-                yield point
+        for regime in [pilot.regime_of(own, name) for name in self.regimes] or [{}]:
+            for point in itertools.product(*values):
+                yield {**regime, **dict(zip(grid, point, strict=True))}
 
 
 @dataclass(frozen=True)
