@@ -149,6 +149,7 @@ class _Estimation:
             features = chain[-1].outputs.detach()
             if not self.is_chained:
                 self._turn(chain.pop(), None)
+        del features
         while chain:
             arriving = self._turn(chain.pop(), arriving)
         while self.waiting:

@@ -10,7 +10,7 @@ from unlocked.papers.run import Estimate
 from unlocked.settings import setting
 from unlocked.vision import networks
 
-CASES = 24  # gradients that a study on a fresh net costs, roughly
+GRADIENTS = 24  # that a study on a fresh net costs, roughly
 
 
 @dataclass(frozen=True)
@@ -49,10 +49,10 @@ class FreshNetStudy(ForwardRun):
 
     @property
     def total_gradients(self) -> int:
-        return CASES
+        return GRADIENTS
 
     def estimate(self) -> Estimate:
-        return self.costs(CASES, 1.0)
+        return self.costs(GRADIENTS, 1.0)
 
 
 STUDIES: dict[str, type[ForwardRun]] = {"estimator_error": EstimatorError, **dict.fromkeys(FRESH_NET, FreshNetStudy)}
