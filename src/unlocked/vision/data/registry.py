@@ -63,12 +63,10 @@ def data_set(**about: Any) -> Callable[[Reader], Reader]:
         name = registry.name_of("data set", read, DATASETS, ("root", "download", "verify"))
         new = Description(name, read, **about)
         least = min(new.classes, new.channels, new.size, new.train, new.test)
+        has_scale = len(new.std) == new.channels and all(std > 0 for std in new.std)
         problems = (
             (least < 1, "must have 1 or more classes, channels, pixels, training and test images"),
-            (
-                len(new.std) != new.channels or min(new.std, default=0) <= 0,
-                "must have a mean and a std above 0 per channel",
-            ),
+            (not has_scale, "must have a mean and a std above 0 per channel"),
             (new.augmentation not in AUGMENTATIONS, f"must have one of the augmentations {', '.join(AUGMENTATIONS)}"),
             (new.padding < 0, "must have a padding of 0 or more"),
         )
