@@ -3,7 +3,7 @@ mean curves over time."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -97,6 +97,13 @@ def footer(figure: Figure, text: str) -> None:
     figure.text(0.005, (lowest - 0.06) / figure.get_figheight(), text, fontsize=5, color="0.45", va="top")
 
 
+def curve(ax: Axes, x: Any, data: pd.DataFrame, look: Mapping[str, Any], *, band: bool = True) -> None:
+    """The column `mean` against x, and a band from `low` to `high`. look: options of `Axes.plot`."""
+    (line,) = ax.plot(x, data["mean"], **look)
+    if band:
+        ax.fill_between(x, data["low"], data["high"], color=line.get_color(), alpha=0.15, linewidth=0)
+
+
 Panel = tuple[Axes, str, str]  # where, which metric, against what
 
 
@@ -118,8 +125,6 @@ def draw(
         own = frames.where(frames.runs.index.isin(group.index))
         for ax, metric, x in panels:
             data = own.curve(metric, by, x).query("step > 0")
-            (line,) = ax.plot(data[x], data["mean"], **look(*key))
-            if band:
-                ax.fill_between(data[x], data["low"], data["high"], color=line.get_color(), alpha=0.15, linewidth=0)
+            curve(ax, data[x], data, look(*key), band=band)
             numbers.append(data)
     return pd.concat(numbers)

@@ -127,8 +127,7 @@ def overview(sources: Sources) -> Figure:
     distance = curves[curves["metric"] == "consensus_distance"]
     for (method, rate), (label, look) in CURVES.items():
         own = distance[(distance["method"] == method) & (distance["rate"] == rate)]
-        left.plot(own["epoch"], own["mean"], label=label, **look)
-        left.fill_between(own["epoch"], own["low"], own["high"], color=look["color"], alpha=0.15, linewidth=0)
+        style.curve(left, own["epoch"], own, {"label": label, **look})
     left.set(xlabel="epochs", ylabel="consensus distance", yscale="log")
     left.legend(fontsize=6)
     largest = accuracies["workers"].max()

@@ -205,8 +205,7 @@ def alignment_same_weights(context: Context) -> Figure:
         for (guess, when), own in data[data["of"] == of].groupby(["guess", "when"]):
             look = {"color": guess_of(guess).colour, "linestyle": {"start": ":", "end": "-"}[when]}
             label = f"{guess_of(guess).label} guess" if when == "end" else None
-            ax.plot(own["block"], own["mean"], marker="o", markersize=2.3, label=label, **look)
-            ax.fill_between(own["block"], own["low"], own["high"], color=look["color"], alpha=0.15, linewidth=0)
+            style.curve(ax, own["block"], own, {"marker": "o", "markersize": 2.3, "label": label, **look})
         ax.axhline(0, color="0.6", linewidth=0.6)
         ax.set(xlabel="block", ylabel="cosine of target and guess")
     axes[0].plot([], color="0.3", linestyle=":", label="before the training")
@@ -266,8 +265,8 @@ def forward_mode_cost(context: Context) -> Figure:
         for case, (name, color) in COSTS.items():
             if (measure, case, 1) in numbers.index:  # nobody times the exact ones
                 data = numbers.loc[measure, case] / numbers.loc[(measure, whole, 1), "mean"]
-                ax.plot(data.index, data["mean"], color=color, marker="o", markersize=3, label=name)
-                ax.fill_between(data.index, data["min"], data["max"], color=color, alpha=0.15, linewidth=0)
+                look = {"color": color, "marker": "o", "markersize": 3, "label": name}
+                style.curve(ax, data.index, data.rename(columns={"min": "low", "max": "high"}), look)
     axes[0].set(xlabel="from block", ylabel="time / forward pass from block 1", ylim=(0, None))
     axes[1].set(xlabel="from block", ylabel="peak memory / backpropagation", ylim=(0, None))
     run = context.frames.runs.iloc[0]
