@@ -81,9 +81,9 @@ class Frames:
         table = groups.groupby(list(by), dropna=False, sort=False).agg(**wanted).reset_index()
         return table.fillna({f"{name}_deviation": 0.0 for name in columns})
 
-    def rows(self, metric: str, index: int = -1) -> pd.DataFrame:
-        """The history of one metric of all runs."""
-        return self.history[(self.history["metric"] == metric) & (self.history["index"] == index)]
+    def rows(self, metric: str) -> pd.DataFrame:
+        """The history of one metric of all runs, without that of single workers or blocks."""
+        return self.history[(self.history["metric"] == metric) & (self.history["index"] == -1)]
 
     def parts(self, *names: str) -> pd.DataFrame:
         """The history, its metrics' names `a/b/c` split into columns of these names as well."""

@@ -43,9 +43,9 @@ def mean(frames: Frames, metric: str) -> pd.Series:
     return frames.last(metric).mean(axis=1).reindex(frames.runs.index)
 
 
-def lowest(frames: Frames, metric: str = "train_loss") -> pd.Series:
-    """The smallest value that a metric takes."""
-    return frames.rows(metric).groupby("run")["value"].min().reindex(frames.runs.index)
+def lowest(frames: Frames) -> pd.Series:
+    """The smallest training loss of the workers."""
+    return frames.rows("train_loss").groupby("run")["value"].min().reindex(frames.runs.index)
 
 
 def time_to(frames: Frames, loss: float) -> pd.Series:
