@@ -10,7 +10,9 @@ import argparse
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from unlocked.papers.run import Run
     from unlocked.report.sources import Sources
 
+Action = Callable[[argparse.Namespace], int | None]  # a command; an exit code besides 0 where it needs one
 PLAIN = (SettingError, DataError, MachineError, StorageError)  # their messages say what to do
 PAIRS: dict[str, Any] = {"nargs": "*", "default": [], "metavar": "KEY=VALUE"}
 FLAG = {"action": "store_true"}
@@ -50,6 +53,7 @@ OPTIONS: dict[str, dict[str, Any]] = {  # arguments of `add_argument`
     "--turns": {"type": int, "default": 7, "help": "timings of every contestant (default: 7)"},
     "--width": {"type": float, "default": 1.0, "help": "of forward_gradient's net (default: 1)"},
     "--write": {**FLAG, "help": "write the files that are made so"},
+    "--serve": {"type": int, "metavar": "NUMBER", "help": "draw what the jobs of a workflow ask for at this socket"},
 }
 
 
@@ -149,13 +153,29 @@ def train(arguments: argparse.Namespace) -> None:
         write(arguments.index, index_text(runs, arguments.results))
 
 
-def item(arguments: argparse.Namespace) -> None:
+def item(arguments: argparse.Namespace) -> int:
     """Draw figures and write tables from the records."""
+    from unlocked.artifact import drawing
+
+    if arguments.serve is None and (code := drawing.ask(arguments.names)) is not None:
+        return code
+    plan = read_plan(arguments, arguments.names)
+
+    def draw(names: Sequence[str]) -> int:
+        return max(outcome(partial(draw_one, plan, name), arguments) for name in names)
+
+    return draw(arguments.names) if arguments.serve is None else drawing.serve(arguments.serve, plan, draw)
+
+
+def draw_one(plan: Plan, name: str, arguments: argparse.Namespace) -> None:
+    """Whatever fails says which item it was."""
     from unlocked.artifact.build import build
 
-    plan = read_plan(arguments, arguments.names)
-    for name in arguments.names:
+    try:
         print(*build(plan.item(name), plan, arguments.results, arguments.figures), sep="\n")
+    except Exception as error:
+        error.add_note(f"{name} was not drawn")
+        raise
 
 
 def runs(arguments: argparse.Namespace) -> None:
@@ -280,11 +300,11 @@ def settings(arguments: argparse.Namespace) -> None:
 
 PLANNED = "--scale --set --runtime"
 RECORDED = f"{PLANNED} --results --figures"
-COMMANDS: dict[Callable[[argparse.Namespace], None], str] = {
+COMMANDS: dict[Action, str] = {
     plan: f"{PLANNED} --paper --json",
     data: "names --root --out",
     train: f"configs {RECORDED} --change --runs --list --index",
-    item: f"names {RECORDED}",
+    item: f"names {RECORDED} --serve",
     runs: f"{RECORDED} --out --against",
     claims: f"{RECORDED} --json --power",
     pilot: RECORDED,
@@ -310,22 +330,32 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; an error that a person can act on is one line, an interruption ends as the shell expects."""
+    """Run a command; returns its exit code."""
     parsed = parser().parse_args(arguments)
+    return outcome(parsed.action, parsed)
+
+
+def outcome(action: Action, parsed: argparse.Namespace) -> int:
+    """Act; an error that a person can act on is one line, an interruption ends as the shell expects."""
     try:
-        parsed.action(parsed)
+        return action(parsed) or 0
     except KeyboardInterrupt:
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        place = next(filter(None, (getattr(parsed, name, None) for name in ("index", "out", "figures"))), Path.cwd())
-        code, line = 2, str((error if isinstance(error, PLAIN) else storage_error(error, place)) or "")
-        if (number := getattr(error, "number", None)) is not None:  # tracking.Interrupted, whose import costs a second
-            code, line = 128 + number, f"{error}; a checkpoint is kept and the next call continues"
-        if not line:
-            raise
-        print(f"unlocked: {line}", file=sys.stderr)
+        code, line = told(error, parsed)
+        print(f"unlocked: {': '.join([*getattr(error, '__notes__', ()), line])}", file=sys.stderr)
         return code
-    return 0
+
+
+def told(error: Exception, parsed: argparse.Namespace) -> tuple[int, str]:
+    """Exit code and line of an error; one that no person can act on comes after its traceback."""
+    if (number := getattr(error, "number", None)) is not None:  # tracking.Interrupted, whose import costs a second
+        return 128 + number, f"{error}; a checkpoint is kept and the next call continues"
+    place = next(filter(None, (getattr(parsed, name, None) for name in ("index", "out", "figures"))), Path.cwd())
+    if line := str((error if isinstance(error, PLAIN) else storage_error(error, place)) or ""):
+        return 2, line
+    traceback.print_exc()
+    return 1, f"{type(error).__name__}: {error}"

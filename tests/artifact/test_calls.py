@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from snakemake.io import is_flagged
 
 from unlocked import fingerprint
 from unlocked.artifact import calls
@@ -95,21 +97,34 @@ def test_what_has_a_record_is_not_trained_again(plan: Plan, call: MakeCall, resu
     assert asked.list_of(batch).stat().st_mtime > asked.index(batch).stat().st_mtime
 
 
-def test_a_call_that_trains_nothing_leaves_nothing_to_do(plan: Plan, call: MakeCall, results: Path) -> None:
-    """E.g. a dry run while the code was another."""
+def test_a_list_of_what_is_there_counts_for_nothing(plan: Plan, call: MakeCall, results: Path) -> None:
+    """E.g. of a call that was stopped, while the code was another."""
     item = plan.item("acid_figure_1")
     (batch,), runs = plan.batches_of(item.runs), [plan.runs[name] for name in item.runs]
     for run in runs:
         finish(run, results, code="other")
-    asked = call(item.name)
-    asked.index(batch).parent.mkdir(parents=True)
-    asked.index(batch).touch()
-    assert asked.lists_of(batch)
-    assert asked.list_of(batch).stat().st_mtime > asked.index(batch).stat().st_mtime
+    assert not is_flagged(call(item.name).lists_of(batch)[0], "ancient")
     for run in runs:
         finish(run, results)
-    assert call(item.name).lists_of(batch)
-    assert asked.list_of(batch).stat().st_mtime < asked.index(batch).stat().st_mtime
+    assert is_flagged(call(item.name).lists_of(batch)[0], "ancient")
+
+
+def test_a_dry_run_writes_nothing(plan: Plan, call: MakeCall, results: Path) -> None:
+    """What would be trained waits for a file that is newer than the index, and goes with the call."""
+    item = plan.item("acid_figure_1")
+    (batch,), asked = plan.batches_of(item.runs), call(item.name)
+    asked.dry = lambda: True
+    (newer,) = asked.lists_of(batch)
+    assert asked.indexes_of(item.runs) == [str(asked.index(batch))]
+    assert not results.exists()
+    assert Path(newer).stat().st_mtime > time.time() - 10
+    for name in item.runs:
+        finish(plan.runs[name], results)
+    again = call(item.name)
+    again.dry = lambda: True
+    assert again.lists_of(batch) == []
+    del asked
+    assert not Path(newer).exists()
 
 
 def test_lists_lead_back_to_the_runs(plan: Plan, call: MakeCall) -> None:

@@ -116,6 +116,24 @@ def test_editing_a_figure_redraws_that_figure(built: Path, snakemake: Snakemake)
         assert waiting(snakemake(*TARGETS, "-n")) == {"acid_figure_3"}
 
 
+def test_a_failing_item_says_its_name_and_takes_no_other_with_it(built: Path, snakemake: Snakemake) -> None:
+    with edited(built / "src/unlocked/papers/acid/figures.py", "def figure_2(", "def figure_2(more, "):
+        last = snakemake("acid_figure_2", "acid_table_1", fails=True).stderr.splitlines()[-1]
+    assert last.startswith("unlocked: acid_figure_2 was not drawn: TypeError")
+    assert (built / "paper_figures/quick/acid/table_1.md").is_file()
+    assert not list((built / "paper_figures/quick/acid").glob("figure_2.*"))
+
+
+def test_a_dry_run_writes_nothing(built: Path, snakemake: Snakemake) -> None:
+    """Neither where there is nothing nor where there is something to train again."""
+    assert "train" in waiting(snakemake("acid_figure_1", "-n", settings=("results=nowhere",)))
+    assert not (built / "nowhere").exists()
+    before = {path: path.stat().st_mtime_ns for path in (built / "results").rglob("*")}
+    with edited(built / "src/unlocked/gossip/momentum.py", TOP, f"{TOP}  # edited"):
+        assert "train" in waiting(snakemake("acid_figure_1", "-n"))
+    assert {path: path.stat().st_mtime_ns for path in (built / "results").rglob("*")} == before
+
+
 def test_editing_the_update_retrains_the_gossip_runs(built: Path, snakemake: Snakemake) -> None:
     """`momentum.py` is behind every gossip run, and behind no all-reduce run."""
     with edited(built / "src/unlocked/gossip/momentum.py", TOP, f"{TOP}  # edited"):

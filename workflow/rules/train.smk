@@ -4,6 +4,7 @@
 onstart:
     flow.check_folders(setup)
     flow.tell_unsettled(setup)
+    flow.offer_drawing(setup)
     flow.Progress(call, workflow.nodes or workflow.cores).start()
 
 

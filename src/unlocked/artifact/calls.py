@@ -10,9 +10,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import IO
@@ -27,16 +29,19 @@ from unlocked.units import human_time, plural
 PILOT = "pilot"  # the target that wants the runs which choose learning rates
 
 
+@dataclass
 class Call:
     """One call, by its targets: names of rules, or files. Asked for them late: Snakemake knows them after its rules.
 
-    targets: None in the process of a job on another machine, which only reads what the call has written.
+    targets: None in the process of a job on another machine, which only reads what the call has written. dry: whether
+    nothing will run, as with `snakemake -n`; then nothing is written.
     """
 
-    def __init__(
-        self, plan: Plan, results: Path, figures: Path, targets: Callable[[], Iterable[str]] | None = tuple
-    ) -> None:
-        self.plan, self.results, self.figures, self.targets = plan, results, figures, targets
+    plan: Plan
+    results: Path
+    figures: Path
+    targets: Callable[[], Iterable[str]] | None = tuple
+    dry: Callable[[], bool] = lambda: False
 
     def index(self, batch: Batch) -> Path:
         """The file that a job writes when all its records are there: its runs, and what is in their records."""
@@ -80,17 +85,30 @@ class Call:
         return [str(self.index(batch)) for batch in self.plan.batches_of(runs)]
 
     def lists_of(self, batch: Batch) -> list[str]:
-        """A job's list as its input: none where nothing can be written and nothing was."""
+        """A job's list as its input: newer than its index if it has something to train, else of no account.
+
+        None where nothing can be written and nothing was.
+        """
+        runs, path = self.runs_of(batch), self.list_of(batch)
+        if runs and self.dry():
+            return [self._now.name]
         _ = self.lists
-        return [str(path)] if (path := self.list_of(batch)).exists() else []
+        from snakemake.io import ancient  # here, because jobs come past this module without Snakemake
+
+        return [str(path) if runs else ancient(str(path))] if path.exists() else []
+
+    @cached_property
+    def _now(self) -> IO[bytes]:
+        """A file newer than every index, while this process lives: what jobs wait for in a dry run."""
+        return tempfile.NamedTemporaryFile()
 
     @cached_property
     def lists(self) -> IO[str] | None:
         """Written at the first look, before Snakemake compares times; with them a lock, until this process ends."""
         jobs = self.plan.batches_of(self.wanted)
-        if self.targets is None or not jobs:
+        if self.targets is None or not jobs or self.dry():
             return None
-        with suppress(OSError):  # in a folder that cannot be written: `check_folders` says so, and a dry run needs none
+        with suppress(OSError):  # in a folder that cannot be written: `check_folders` says so
             for batch in jobs:
                 self.list_of(batch).parent.mkdir(parents=True, exist_ok=True)
             calls = (self.results / self.plan.scale.name / ".calls").open("a")
@@ -103,13 +121,11 @@ class Call:
 
     def _write(self, batch: Batch, alone: bool) -> None:
         """List what a job is to train; while another call works on the same results, what that wants, too."""
-        path, index, runs = self.list_of(batch), self.index(batch), {run.id: run for run in self.runs_of(batch)}
-        if not runs and path.exists():
-            if index.exists() and path.stat().st_mtime > index.stat().st_mtime:  # of a call that trained nothing
-                os.utime(path, (0, index.stat().st_mtime - 1))
-            return
-        if not alone and path.exists():
-            runs |= {run.id: run for run, _ in read_list(path)}
+        path, runs = self.list_of(batch), {run.id: run for run in self.runs_of(batch)}
+        if path.exists():
+            if not runs:
+                return
+            runs |= {} if alone else {run.id: run for run, _ in read_list(path)}
         entries = [{"settings": run.settings(), "items": self.plan.items_of(name)} for name, run in runs.items()]
         new = path.with_suffix(f".{os.getpid()}")
         new.write_text(json.dumps({"written": time.time_ns(), "runs": entries}))  # a new time: Snakemake also compares

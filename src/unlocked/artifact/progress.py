@@ -20,7 +20,7 @@ from unlocked.console import say
 from unlocked.units import human_time, plural
 
 EVERY = 30.0  # seconds
-DRAWING = 2.0  # seconds of a core for an item
+DRAWING = 1.0  # seconds of a core for an item
 LOGGED = re.compile(rb"^(\S+) (\d+)/(\d+) ", re.MULTILINE)  # an evaluation, as `tracking.Recorder` prints it
 TAIL = 4000  # bytes of a log in which the last evaluation is looked for
 SHOWN = 4  # running runs

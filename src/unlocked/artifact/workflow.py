@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from unlocked import fingerprint
-from unlocked.artifact import config, published, targets
+from unlocked.artifact import config, drawing, published, targets
 from unlocked.artifact.calls import Call
 from unlocked.artifact.captions import caption_of as caption_of
 from unlocked.artifact.captions import title_of
@@ -93,7 +93,8 @@ class Setup:
     def call(self, workflow: Any) -> Call:
         """What Snakemake was called for, from its `workflow`."""
         asked = (lambda: workflow.dag_settings.targets) if workflow.is_main_process else None
-        return Call(self.plan, self.results, self.figures, asked)
+        dry = lambda: workflow.executor_plugin is None or workflow.dryrun  # noqa: E731 - or --dag, --summary, --report
+        return Call(self.plan, self.results, self.figures, asked, dry)
 
 
 def refuse_unknown_targets(arguments: Sequence[str]) -> None:
@@ -130,6 +131,12 @@ def as_it_is(value: Any) -> Callable[[Any], Any]:
 def waits_for(call: Call, item: Item) -> Callable[[Any], list[str]]:
     """The input of an item's rule."""
     return lambda wildcards: call.indexes_of(item.runs)
+
+
+def offer_drawing(setup: Setup) -> None:
+    """Let the jobs of this call have their items drawn by one process's forks."""
+    options = shlex.split(setup.options("--figures", setup.figures, runtime=False))
+    drawing.listen([sys.executable, "-m", "unlocked", "item", *setup.plan.items, *options, "--serve"])
 
 
 def priority_of(call: Call, batch: Batch) -> int:

@@ -7,6 +7,7 @@ over the items that read it, which adds up to the whole.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -31,8 +32,9 @@ def table(plan: Plan, results: Path) -> pd.DataFrame:
     """One row per item, the last one the total, where every job counts once; `DataError` where one has not run."""
     folder = results / plan.scale.name
     wanted = [batch for batch in plan.batches.values() if any(map(plan.wanted_by.get, batch.runs))]
-    drawn = {name: benchmark(folder / item.paper, item.id) for name, item in plan.items.items()}
-    took = pd.concat([pd.DataFrame(drawn).T, *(split(batch, plan, folder) for batch in wanted)])
+    drawn = pd.DataFrame({name: benchmark(folder / item.paper, item.id) for name, item in plan.items.items()}).T
+    drawn = drawn.assign(cpu_time=drawn["s"], max_rss=math.nan)  # in a process that was no child of the job
+    took = pd.concat([drawn, *(split(batch, plan, folder) for batch in wanted)])
     costs = by_item(took, {name: [name, *item.runs] for name, item in plan.items.items()})
     asked = [resources.of_job([plan.runs[run] for run in item.runs]) for item in plan.items.values()]
     places = ["GPU" if job.gpu else plural(job.threads, "core") for job in asked]
