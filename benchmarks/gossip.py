@@ -10,8 +10,11 @@ import argparse
 import itertools
 import multiprocessing
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -21,14 +24,17 @@ import psutil
 import scipy.stats
 import torch
 from threadpoolctl import threadpool_limits
+from torch.nn.functional import cross_entropy
 
-from unlocked import bench
 from unlocked.artifact.config import Bases, load_scale
 from unlocked.artifact.train import data_key, load_data, training_of
-from unlocked.bench import gossip as bench_gossip
 from unlocked.papers import PAPERS
+from unlocked.papers.acid.common import build_model
+from unlocked.papers.acid.settings import Acid, Evaluation, LargeBatch, Network, PartitionedData, SimulatorRuntime
+from unlocked.papers.acid.training import GossipTraining
 from unlocked.papers.base import Measurement
 from unlocked.papers.run import Run
+from unlocked.vision.data import Dataset
 
 
 def run_of(settings: dict[str, Any]) -> Run:
@@ -44,6 +50,78 @@ def measurements(settings: dict[str, Any]) -> Iterator[Measurement]:
         for _ in training.advance(span, 0):
             pass
         yield training.measure(span + 1)
+
+
+# Against bare gradients
+
+RING = 64
+IMAGES, SIZE, BATCH = 4096, 14, 16
+MEANINGS = {
+    "engine_overhead": "time of a run's events one worker at a time / of the bare gradients (small convolutional net)",
+    "engine_overhead_mlp": "the same, multilayer perceptron",
+    "batched_speedup_conv_64": "time one worker at a time / with the workers of a level batched, n = 64",
+    "batched_speedup_mlp_64": "the same, multilayer perceptron",
+    "autograd_slowdown_mlp": "time one worker at a time by autograd / without it, multilayer perceptron",
+    "milliseconds_per_gradient_conv": "of the bare gradients",
+    "milliseconds_per_gradient_mlp": "of the bare gradients",
+}
+
+
+def ratios(options: pages.Options) -> dict[str, float]:
+    """On a 64-ring: the simulator's overhead over bare gradients, and what batching the workers gains."""
+    numbers: dict[str, float] = {}
+    for network, suffix in (("conv", ""), ("mlp", "_mlp")):
+        times = pages.race(contestants(network, options), options.turns)
+        numbers[f"engine_overhead{suffix}"] = pages.ratio(times["loop"], times["bare"])
+        numbers[f"batched_speedup_{network}_{RING}"] = pages.ratio(times["loop"], times["batched"])
+        if "autograd" in times:
+            numbers[f"autograd_slowdown_{network}"] = pages.ratio(times["autograd"], times["loop"])
+        numbers[f"milliseconds_per_gradient_{network}"] = 1e3 * median(times["bare"]) / options.gradients
+    return numbers
+
+
+def contestants(network: str, options: pages.Options) -> dict[str, Callable[[], object]]:
+    """Bare gradients, the engine's loop, of a chain also by autograd, and the engine batched; each does
+    `options.gradients` gradients in a turn.
+    """
+    torch.set_num_threads(1)
+    data, turns = pages.noise(IMAGES, SIZE, 1, 1), options.turns + 1
+    run = Acid(
+        data=PartitionedData(name="fashion_mnist", train_limit=IMAGES),  # in whose place the noise stands
+        model=Network(name=network),
+        workers=RING,
+        optim=LargeBatch(lr=0.02, batch_size=BATCH, epochs=turns * options.gradients * BATCH / IMAGES),
+        evaluation=Evaluation(points=turns),
+    )
+    ways = {way: replace(run, runtime=SimulatorRuntime(execution=way)) for way in ("loop", "batched")}
+    trainings = {way: GossipTraining(own, data) for way, own in ways.items()}
+    if trainings["loop"].networks.chain is not None:
+        trainings["autograd"] = GossipTraining(ways["loop"], data)
+        trainings["autograd"].networks.chain = None
+    spans = {way: engine_turns(training) for way, training in trainings.items()}
+    return {
+        name: partial(next, own) for name, own in {"bare": bare_turns(run, data, options.gradients), **spans}.items()
+    }
+
+
+def engine_turns(training: GossipTraining) -> Iterator[None]:
+    """A span of the training per turn."""
+    for span in range(training.spans):
+        for _ in training.advance(span, 0):
+            pass
+        yield
+
+
+def bare_turns(run: Acid, data: Dataset, gradients: int) -> Iterator[None]:
+    """The floor: networks of their own and a batch that lies ready; forward and backward and nothing else."""
+    networks = [build_model(run, data).train() for _ in range(run.workers)]
+    images, labels = torch.randn(BATCH, 1, SIZE, SIZE), torch.arange(BATCH) % 10
+    for _ in range(run.evaluation.points):
+        for number in range(gradients):
+            network = networks[number % run.workers]
+            network.zero_grad()
+            cross_entropy(network(images), labels).backward()
+        yield
 
 
 # Growth with the number of workers
@@ -189,7 +267,7 @@ def wide_area(seeds: int) -> pages.Rows:
 def measure(options: argparse.Namespace) -> dict[str, pages.Rows]:
     """All tables; `seeds` of the quadratic problem, `link_seeds` of the trainings over a link."""
     return {
-        "engine": pages.ratios(bench_gossip.measure(bench.Options()), bench_gossip.MEANINGS),
+        "engine": pages.meant(ratios(pages.Options()), MEANINGS),
         "growth": growth(),
         "wide_area": wide_area(options.link_seeds),
         "quadratic": quadratic_table(options.seeds),
@@ -202,7 +280,7 @@ Written by `python benchmarks/gossip.py`. {{environment}}. Times are CPU times o
 
 ## Against bare gradients
 
-`unlocked bench gossip`: every ratio is the median of turns in which the contestants alternate.
+Every ratio is the median of turns in which the contestants alternate; `benchmarks/ratios.py gossip`.
 
 {{engine}}
 

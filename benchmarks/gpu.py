@@ -28,7 +28,6 @@ from unlocked.papers import PAPERS
 from unlocked.papers.acid.common import build_model
 from unlocked.papers.run import Run
 from unlocked.vision import models
-from unlocked.vision.data import Dataset, Split
 
 EPOCHS, IMAGES = 300, 50_000  # of a run of paper A at the papers' scale
 
@@ -65,7 +64,7 @@ class Bench:
 
     def __init__(self, size: Size, device: str) -> None:
         self.size, self.device, self.cuda = size, device, device.startswith("cuda")
-        self.data = noise(size.images, size.pixels).to(device)
+        self.data = pages.noise(size.images, size.pixels, 3, 4).to(device)
         self.bases = {
             key: Bases(paper, load_scale("gpu"), {"device": device, "wandb": "disabled"})
             for key, paper in PAPERS.items()
@@ -104,17 +103,6 @@ class Bench:
     def _wait(self) -> None:
         if self.cuda:
             torch.cuda.synchronize(self.device)
-
-
-def noise(images: int, pixels: int) -> Dataset:
-    """Colour images and labels drawn at random, cropped and flipped when served, as CIFAR-10's are."""
-    draws = torch.Generator().manual_seed(0)
-
-    def split(count: int) -> Split:
-        drawn = torch.randint(256, (count, 3, pixels, pixels), generator=draws, dtype=torch.uint8)
-        return Split(drawn, torch.randint(10, (count,), generator=draws), (0.5,) * 3, (0.25,) * 3, "crop_flip", 4)
-
-    return Dataset("noise", split(images), split(16), 10, 3, pixels, "drawn at random", "none")
 
 
 # The simulator

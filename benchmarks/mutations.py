@@ -53,7 +53,7 @@ TESTS = {  # of each file, those that should notice first
     "report/statistics": CLAIMS,
     "artifact/record": "tests/artifact/test_record.py",
     "artifact/loop": "tests/artifact/test_loop.py",
-    "artifact/integrity": "tests/artifact/test_record.py tests/artifact/test_loop.py tests/artifact/test_train.py",
+    "artifact/folders": "tests/artifact/test_record.py tests/artifact/test_loop.py tests/artifact/test_train.py",
     "vision/partition": "tests/vision/test_partition.py",
 }
 SWAPS = [(ast.Lt, ast.LtE), (ast.Gt, ast.GtE), (ast.Eq, ast.NotEq), (ast.Is, ast.IsNot), (ast.In, ast.NotIn)]

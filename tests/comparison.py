@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from unlocked.artifact import integrity, loop, record, train
+from unlocked.artifact import folders, loop, record, train
 from unlocked.artifact.record import Record
 from unlocked.artifact.tracking import Interrupted
 from unlocked.papers.run import Run
@@ -38,7 +38,7 @@ def of_other_code(folder: Path) -> None:
     path = folder / "summary.json"
     summary = json.loads(path.read_text())
     summary["provenance"]["code"] = "older"
-    path.write_text(json.dumps(integrity.sealed(summary, folder)))
+    path.write_text(json.dumps(folders.sealed(summary, folder)))
 
 
 def assert_survives_stops(run: Run, data: Any, folder: Path, stops: int = 2) -> None:

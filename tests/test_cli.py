@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from unlocked import cli
 from unlocked.artifact import record, settings_docs
@@ -67,28 +66,6 @@ def test_bad_input_is_one_line(
     monkeypatch.chdir(tmp_path)
     assert BAD[words] in refusal(words.split(), capsys)
     assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("device", ["cuda", "cuda:7"])
-def test_a_device_that_is_not_there(
-    device: str, tiny_run: Any, config_file: Callable, results: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Asking for it is one line that names setting and value; nothing is trained or left behind."""
-    if device == "cuda" and torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    path = config_file(tiny_run({"runtime.device": device}))
-    assert f"runtime.device = '{device}'" in refusal(["train", str(path), "--results", str(results)], capsys)
-    assert not results.exists()
-
-
-def test_a_missing_data_set_stops_before_training(
-    tiny_run: Any, config_file: Callable, results: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """Data are looked for before the first of several runs is trained."""
-    there = tiny_run({"data.name": "imagenet", "runtime.data_root": str(tmp_path / "nowhere")})
-    paths = [str(config_file(run)) for run in (tiny_run(), there)]
-    assert "nowhere" in refusal(["train", *paths, "--results", str(results)], capsys)
-    assert record.load_all(results).empty
 
 
 def test_a_records_config_reproduces_the_record(

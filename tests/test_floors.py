@@ -30,7 +30,6 @@ FLOORS = {
     "artifact": 4,
     "record": 4,  # the public door to artifact.record
     "report": 5,
-    "bench": 6,
     "cli": 6,
     "__main__": 6,
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
 Action = Callable[[argparse.Namespace], int | None]  # a command; an exit code besides 0 where it needs one
 PLAIN = (SettingError, DataError, MachineError, StorageError)  # their messages say what to do
+BENCHES = ("gossip", "processes", "forward_gradient")  # scripts in `benchmarks/`
 PAIRS: dict[str, Any] = {"nargs": "*", "default": [], "metavar": "KEY=VALUE"}
 FLAG = {"action": "store_true"}
 OPTIONS: dict[str, dict[str, Any]] = {  # arguments of `add_argument`
@@ -250,12 +252,13 @@ def browse(arguments: argparse.Namespace) -> None:
     print(f"{len(list(folder.iterdir()))} runs in {folder}; curves in the terminal: wandb leet {folder}")
 
 
-def bench(arguments: argparse.Namespace) -> None:
+def bench(arguments: argparse.Namespace) -> int:
     """Measure the artifact's own code as ratios to a peer: gossip, processes, forward_gradient."""
-    from unlocked import bench
+    from unlocked.artifact.config import ROOT
 
-    measured = bench.module(arguments.name).measure(bench.Options(turns=arguments.turns, width=arguments.width))
-    print(json.dumps(measured, indent=1) if arguments.json else bench.table(arguments.name, measured))
+    choose("bench", arguments.name, BENCHES)
+    options = ["--turns", str(arguments.turns), "--width", str(arguments.width), *["--json"] * arguments.json]
+    return subprocess.call([sys.executable, str(ROOT / "benchmarks" / "ratios.py"), arguments.name, *options])
 
 
 def costs(arguments: argparse.Namespace) -> None:

@@ -80,33 +80,29 @@ def test_what_has_a_record_is_not_trained_again(plan: Plan, call: MakeCall, resu
     finish(second, results, code="older")
     asked = call("acid_figure_1")
     (batch,) = plan.batches_of(plan.item("acid_figure_1").runs)
+    asked.index(batch).parent.mkdir(parents=True)
+    asked.index(batch).touch()
     assert asked.indexes_of([first.id]) == [str(asked.index(batch))]
     assert list(asked.missing) == [second.id, third.id]
-    assert asked.lists_of(batch) == [str(asked.list_of(batch))]
+    (path,) = asked.lists_of(batch)
+    assert not is_flagged(path, "ancient")
+    assert Path(path).stat().st_mtime > asked.index(batch).stat().st_mtime
     assert [run for run, _ in calls.read_list(asked.list_of(batch))] == [second, third]
-    finish(third, results)
-    finish(second, results)
-    asked.lists.close()
-    asked.index(batch).touch()
-    made = asked.list_of(batch).stat().st_mtime_ns
-    again = call("acid_figure_1")
-    assert again.lists_of(batch)
-    assert (again.missing, asked.list_of(batch).stat().st_mtime_ns) == ({}, made)
-    (folder_of(results, third) / "summary.json").unlink()
-    assert call("acid_figure_1").lists_of(batch)
-    assert asked.list_of(batch).stat().st_mtime > asked.index(batch).stat().st_mtime
 
 
-def test_a_list_of_what_is_there_counts_for_nothing(plan: Plan, call: MakeCall, results: Path) -> None:
-    """E.g. of a call that was stopped, while the code was another."""
-    item = plan.item("acid_figure_1")
-    (batch,), runs = plan.batches_of(item.runs), [plan.runs[name] for name in item.runs]
-    for run in runs:
-        finish(run, results, code="other")
-    assert not is_flagged(call(item.name).lists_of(batch)[0], "ancient")
-    for run in runs:
-        finish(run, results)
-    assert is_flagged(call(item.name).lists_of(batch)[0], "ancient")
+def test_a_job_with_nothing_to_train_runs_for_other_reasons_only(plan: Plan, results: Path) -> None:
+    """Its list counts for nothing, however new it is; where the job runs all the same, this call's settings hold."""
+    item, other = plan.item("acid_figure_1"), Plan("quick", ["seeds=[0]"], {"reuse": "same_config"})
+    (batch,) = plan.batches_of(item.runs)
+    for name in item.runs:
+        finish(plan.runs[name], results, code="older")
+    for made, missing in ((plan, 3), (other, 0)):
+        asked = Call(made, results, results / "figures", lambda: [item.name])
+        (path,) = asked.lists_of(batch)
+        assert (len(asked.missing), is_flagged(path, "ancient")) == (missing, missing == 0)
+        assert [run for run, _ in calls.read_list(Path(path))] == [made.runs[name] for name in item.runs]
+        assert asked.lists is not None
+        asked.lists.close()
 
 
 def test_a_dry_run_writes_nothing(plan: Plan, call: MakeCall, results: Path) -> None:

@@ -136,7 +136,7 @@ def test_modules_of_a_trainer(trainer: str) -> None:
     module = trainer.rpartition(".")[0]
     reached = [name.split(".") for name in fingerprint.modules(module)]
     assert module.split(".") in reached
-    assert not {parts[1] for parts in reached if parts[1:]} & {"items", "artifact", "report", "cli", "bench"}
+    assert not {parts[1] for parts in reached if parts[1:]} & {"items", "artifact", "report", "cli"}
     others = {"acid", "forward_gradient"} - {module.split(".")[2]}
     assert not {parts[2] for parts in reached if parts[1:2] == ["papers"] and parts[2:]} & others
 

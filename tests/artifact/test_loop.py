@@ -214,7 +214,7 @@ def test_a_checkpoint_is_on_disk_before_the_older_one_goes(tmp_path: Path, monke
         flushed.append(path.name)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop.integrity, "flush", flush)
+        patch.setattr(loop.folders, "flush", flush)
         loop.save({"step": 2}, tmp_path)
     assert flushed == ["checkpoint.new", tmp_path.name]
     (newer,) = tmp_path.iterdir()

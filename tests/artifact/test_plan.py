@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unlocked import fingerprint
-from unlocked.artifact import captions, config, plan
+from unlocked.artifact import config, plan
 from unlocked.artifact.plan import CLAIMS, Need, Part, Plan
 from unlocked.errors import SettingError
 from unlocked.papers import PAPERS
@@ -127,8 +127,8 @@ def test_items_are_named_once_and_can_be_built(quick: Plan) -> None:
     """Names are unique, titles and captions there, and every build function exists."""
     assert [item.name for item in quick.items.values()] == list(quick.items)
     for item in quick.items.values():
-        assert captions.title_of(item)
-        caption = captions.caption_of(item, quick)
+        assert item.title
+        caption = quick.caption(item)
         assert len(caption) > 40
         assert "${" not in caption
         assert fingerprint.exists(item.config.build)
@@ -278,7 +278,7 @@ setup = workflow.Setup.read_or_exit({})
 for batch in setup.plan.batches.values():
     workflow.resources_of(setup, batch)
 for item in setup.plan.items.values():
-    workflow.item_code(item), workflow.caption_of(item, setup.plan)
+    workflow.item_code(item), setup.plan.caption(item)
     workflow.outputs(setup, item, lambda path, **_: path)
 calls.Call(setup.plan, setup.results, setup.figures).missing
 heavy = {'torch', 'torchvision', 'pandas', 'scipy', 'matplotlib', 'wandb', 'sklearn'} & set(sys.modules)

@@ -20,7 +20,7 @@ import torch
 from comparison import of_other_code
 from unlocked import fingerprint
 from unlocked import record as public
-from unlocked.artifact import integrity, record
+from unlocked.artifact import folders, record
 from unlocked.errors import DataError
 from unlocked.papers.run import Run
 
@@ -75,7 +75,7 @@ def test_round_trip(written: Path, run: Run) -> None:
     """What is written is read back: settings, rows with their types, summary; the folder is where it belongs."""
     one = public.load(str(written))
     assert written.parts[-3:] == ("quick", "acid", run.id)
-    assert (one.run, one.summary) == (run, integrity.sealed(summary(run), written))
+    assert (one.run, one.summary) == (run, folders.sealed(summary(run), written))
     pd.testing.assert_frame_equal(one.history, history().astype(record.HISTORY), check_dtype=False)
     types = {name: str(dtype) for name, dtype in one.history.dtypes.items()}
     assert types | {"metric": "string"} == record.HISTORY
@@ -155,7 +155,7 @@ def edit_summary(folder: Path, *lost: str) -> None:
     values = json.loads((folder / "summary.json").read_text())
     values = {key: value for key, value in values.items() if key not in lost}
     if "digest" not in lost:
-        values["digest"] = integrity.digest_of_summary(values)
+        values["digest"] = folders.digest_of_summary(values)
     (folder / "summary.json").write_text(json.dumps(values))
 
 
@@ -198,7 +198,7 @@ def test_a_record_is_on_disk_before_it_is_one(run: Run, results: Path, monkeypat
         assert checkpoint.exists()
         assert all(path.exists() for path in paths)
 
-    monkeypatch.setattr(integrity, "flush", flush)
+    monkeypatch.setattr(folders, "flush", flush)
     record.write(folder, run, history(), summary(run))
     assert order == [["config.yaml", "history.parquet", "summary.json.new"], [f"{run.id}.partial"]]
     assert not list(results.rglob("checkpoint*"))
@@ -210,7 +210,7 @@ def test_files_and_names_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     flushed, inodes = [], [path.stat().st_ino for path in (tmp_path / "file", tmp_path)]
     monkeypatch.setattr(os, "fsync", lambda descriptor: flushed.append(os.fstat(descriptor).st_ino))
     before = len(os.listdir("/proc/self/fd"))
-    integrity.flush(tmp_path / "file", tmp_path)
+    folders.flush(tmp_path / "file", tmp_path)
     assert flushed == inodes
     assert len(os.listdir("/proc/self/fd")) == before
 
@@ -293,14 +293,3 @@ def test_provenance(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert made["versions"]["torch"] == torch.__version__.partition("+")[0]
     assert made["hardware"]["cores"] == os.cpu_count()
     assert made["hardware"]["processor"] == record.processor() != ""
-
-
-def test_a_damaged_record_makes_room_for_a_new_one(written: Path) -> None:
-    """A whole one stays where it is."""
-    record.set_damaged_aside(written)
-    assert written.exists()
-    (written / "history.parquet").write_bytes(b"")
-    record.set_damaged_aside(written)
-    assert not written.exists()
-    assert written.with_name(f"damaged-{written.name}").is_dir()
-    record.set_damaged_aside(written)

@@ -6,10 +6,8 @@ import os
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -118,8 +116,8 @@ def test_editing_a_figure_redraws_that_figure(built: Path, snakemake: Snakemake)
 
 def test_a_failing_item_says_its_name_and_takes_no_other_with_it(built: Path, snakemake: Snakemake) -> None:
     with edited(built / "src/unlocked/papers/acid/figures.py", "def figure_2(", "def figure_2(more, "):
-        last = snakemake("acid_figure_2", "acid_table_1", fails=True).stderr.splitlines()[-1]
-    assert last.startswith("unlocked: acid_figure_2 was not drawn: TypeError")
+        said = snakemake("acid_figure_2", "acid_table_1", fails=True).stderr
+    assert "\nunlocked: acid_figure_2 was not drawn: TypeError" in said
     assert (built / "paper_figures/quick/acid/table_1.md").is_file()
     assert not list((built / "paper_figures/quick/acid").glob("figure_2.*"))
 
@@ -180,29 +178,6 @@ def test_the_report_is_one_file(built: Path, snakemake: Snakemake) -> None:
     text = (built / "report.html").read_text()
     assert "communication graphs and their constants" in text.lower()
     assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="https?://', text)
-
-
-@pytest.mark.slow
-def test_a_killed_workflow_is_completed_by_the_next_call(project: Path, snakemake: Snakemake) -> None:
-    """SIGKILL to everything in the middle of training: no broken record, and the next call ends as usual."""
-    changes, settings = TINY.replace("epochs=1", "epochs=40"), ("results=killed", "figures=killed_figures")
-    process = subprocess.Popen(
-        command("acid_figure_1", changes=changes, settings=settings), cwd=project, env=environment(project),
-        start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not list((project / "killed").rglob("*.partial")):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    time.sleep(1)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    for folder in (project / "killed" / "quick" / "acid").glob("*-s0-*"):
-        assert folder.suffix == ".partial" or record.load(folder).summary["status"] == "completed"
-    snakemake("acid_figure_1", changes=changes, settings=settings)
-    assert not list((project / "killed").rglob("*.partial"))
-    assert set(record.load_all(project / "killed")["status"]) == {"completed"}
 
 
 @pytest.mark.slow

@@ -17,7 +17,6 @@ from matplotlib import image
 
 from unlocked.artifact import train
 from unlocked.artifact.build import build, context_of
-from unlocked.artifact.captions import caption_of, title_of
 from unlocked.artifact.plan import CLAIMS, Plan
 from unlocked.errors import DataError
 from unlocked.gossip import topology
@@ -112,8 +111,8 @@ def test_every_item_has_its_files(small: Plan, built: dict[str, Files], name: st
     assert len(numbers_of(files))
     assert not values.size or np.isfinite(values).mean() > 0.5
     said = about(files)
-    assert [said[key] for key in ("name", "kind", "title")] == [name, item.config.kind, title_of(item)]
-    assert said["caption"] == caption_of(item, small)
+    assert [said[key] for key in ("name", "kind", "title")] == [name, item.config.kind, item.title]
+    assert said["caption"] == small.caption(item)
     assert said["footer"].startswith("scale quick · ")
     assert said["facts"]["Runs"] == (str(len(item.runs)) if item.runs else "none: computed without training")
     assert set(said["facts"]) == ({"Scale", "Data", "Seeds", "Runs", "Cost"} if item.runs else {"Scale", "Runs"})
@@ -141,7 +140,7 @@ def test_tables_can_be_read_alone(small: Plan, built: dict[str, Files], name: st
     assert len(table.rows) > 1
     assert len(table.columns) == len(table.numeric)
     item = small.item(name)
-    assert markdown.startswith(f"**{title_of(item)}.** {caption_of(item, small)}")
+    assert markdown.startswith(f"**{item.title}.** {small.caption(item)}")
     assert "nan" not in markdown
     assert "scale quick · " in markdown.splitlines()[-1]
     body = "\n".join(line for line in latex.splitlines() if not line.startswith("% "))
@@ -168,10 +167,10 @@ def test_a_missing_record_is_one_line(small: Plan, tmp_path: Path) -> None:
 def test_thinned_items_say_so(small: Plan) -> None:
     """What a scale leaves out stands in the caption, after the data that it uses."""
     for name in ("accuracy_8_blocks", "accuracy_16_blocks", "accuracy_imagenet32", "aligned_auxiliary"):
-        caption = caption_of(small.item(f"forward_gradient_{name}"), small)
+        caption = small.caption(small.item(f"forward_gradient_{name}"))
         assert caption.startswith("On scikit-learn digits in place of the paper's data")
         assert "Thinned: " in caption
-    assert "no second data set" in caption_of(small.item("forward_gradient_accuracy_imagenet32"), small)
+    assert "no second data set" in small.caption(small.item("forward_gradient_accuracy_imagenet32"))
 
 
 # numbers of paper A

@@ -18,7 +18,6 @@ import pytest
 
 from fakes import SMALL, fake_sources, wandb_server
 from unlocked import cli
-from unlocked.artifact.captions import caption_of, title_of
 from unlocked.artifact.plan import PANELS, Plan
 from unlocked.artifact.record import folder_of
 from unlocked.errors import DataError, SettingError
@@ -77,11 +76,11 @@ def test_one_section_per_item(sources: Sources, specs: dict[str, Spec], paper: s
             sections[words(block)] = own = []
         elif sections:
             own.append(block)
-    assert list(sections) == ["Verdicts", "Tables and figures", *map(title_of, sources.items(paper))]
+    assert list(sections) == ["Verdicts", "Tables and figures", *(item.title for item in sources.items(paper))]
     for item in sources.items(paper):
-        own = sections[title_of(item)]
+        own = sections[item.title]
         assert [block["type"] for block in own].count("panel-grid") == bool(item.runs)
-        assert caption_of(item, sources.plan) in " ".join(words(block) for block in own if block["type"] == "paragraph")
+        assert sources.plan.caption(item) in " ".join(words(block) for block in own if block["type"] == "paragraph")
         assert f"reproduce.py {item.name} " in json.dumps(own)
 
 

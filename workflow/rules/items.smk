@@ -18,8 +18,8 @@ for item in plan.items.values():
             "../../environment.yml"
         threads: 1
         params:
-            title=flow.as_it_is(flow.title_of(item)),
-            caption=flow.as_it_is(flow.caption_of(item, plan)),
+            title=flow.as_it_is(item.title),
+            caption=flow.as_it_is(plan.caption(item)),
             item=item.name,
             options=flow.as_it_is(setup.options("--figures", setup.figures, runtime=False)),
             code=flow.item_code(item),

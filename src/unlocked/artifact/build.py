@@ -7,7 +7,6 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from unlocked.artifact import published, record
-from unlocked.artifact.captions import caption_of, title_of
 from unlocked.artifact.plan import CLAIMS, Item, Plan
 from unlocked.items import output
 from unlocked.items.context import Context
@@ -26,7 +25,7 @@ def context_of(item: Item, plan: Plan, results: Path) -> Context:
     else:
         records = [record.load(record.folder_of(results, plan.runs[name])) for name in item.runs]
     return Context(
-        name=item.name, title=title_of(item), caption=caption_of(item, plan), scale=plan.scale.name,
+        name=item.name, title=item.title, caption=plan.caption(item), scale=plan.scale.name,
         frames=record.frames(records), seeds=plan.scale.seeds, settings=plan.scale.papers.get(item.paper),
         claims=plan.claims, planned=len(item.runs), label=item.config.label, rates=why_rates(item.paper, plan),
     )  # fmt: skip

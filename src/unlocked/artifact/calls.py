@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from unlocked.artifact import config
-from unlocked.artifact.folders import current, folder_of, locked
-from unlocked.artifact.integrity import summary_of
+from unlocked.artifact.folders import current, folder_of, locked, summary_of
 from unlocked.artifact.plan import Batch, Plan
 from unlocked.papers.run import Run
 from unlocked.units import human_time, plural
@@ -112,20 +111,22 @@ class Call:
             for batch in jobs:
                 self.list_of(batch).parent.mkdir(parents=True, exist_ok=True)
             calls = (self.results / self.plan.scale.name / ".calls").open("a")
-            alone = acquired(calls, fcntl.LOCK_EX)
+            alone = locked(calls) is not False
             for batch in jobs:
                 self._write(batch, alone)
-            acquired(calls, fcntl.LOCK_SH)
+            locked(calls, fcntl.LOCK_SH)
             return calls
         return None
 
     def _write(self, batch: Batch, alone: bool) -> None:
-        """List what a job is to train; while another call works on the same results, what that wants, too."""
-        path, runs = self.list_of(batch), {run.id: run for run in self.runs_of(batch)}
-        if path.exists():
-            if not runs:
-                return
-            runs |= {} if alone else {run.id: run for run, _ in read_list(path)}
+        """List what a job is to train, or else what it has, with this call's settings: it may run for another reason.
+
+        While another call works on the same results, what that wants, too.
+        """
+        path = self.list_of(batch)
+        runs = {run.id: run for run in self.runs_of(batch) or map(self.wanted.get, batch.runs) if run}
+        if not alone and path.exists():
+            runs |= {run.id: run for run, _ in read_list(path)}
         entries = [{"settings": run.settings(), "items": self.plan.items_of(name)} for name, run in runs.items()]
         new = path.with_suffix(f".{os.getpid()}")
         new.write_text(json.dumps({"written": time.time_ns(), "runs": entries}))  # a new time: Snakemake also compares
@@ -135,14 +136,6 @@ class Call:
         """Snakemake's message on a job, as rules can write it: `{call:<id of the batch>}`."""
         runs = self.runs_of(self.plan.batches[batch])
         return about(runs) if runs else f"nothing to train in {batch}: all records are there"
-
-
-def acquired(file: IO[str], kind: int) -> bool:
-    """Whether this process has a lock now; also where the file system has no locks."""
-    try:
-        return locked(file, kind)
-    except OSError:
-        return True
 
 
 def read_list(path: Path) -> Iterator[tuple[Run, list[str]]]:

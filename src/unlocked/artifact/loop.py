@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from unlocked.artifact import integrity, record
+from unlocked.artifact import folders, record
 from unlocked.artifact.tracking import Interrupted, Recorder
 from unlocked.console import say
 from unlocked.papers.base import Training
@@ -73,7 +73,7 @@ class Checkpoint:
         """
         for path in sorted(self.folder.glob("checkpoint-*.pt"), key=lambda path: path.stat().st_mtime, reverse=True):
             if path.name != name_of(path):
-                integrity.set_aside(path, "its content is not what was written")
+                folders.set_aside(path, "its content is not what was written")
                 continue
             try:
                 state = torch.load(path, map_location="cpu", weights_only=True)
@@ -82,7 +82,7 @@ class Checkpoint:
             except (MemoryError, OSError, torch.OutOfMemoryError):  # the machine's fault
                 raise
             except Exception as error:
-                integrity.set_aside(path, " ".join(f"{type(error).__name__}: {error}".split()))
+                folders.set_aside(path, " ".join(f"{type(error).__name__}: {error}".split()))
                 raise Unusable from error
         return 0, 0
 
@@ -115,9 +115,9 @@ def save(state: dict[str, Any], folder: Path) -> None:
     new, older = folder / "checkpoint.new", list(folder.glob("checkpoint-*.pt"))
     new.open("wb").close()  # what is in the way is named; torch would report any failure in the same words
     torch.save(state, new)
-    integrity.flush(new)
+    folders.flush(new)
     whole = new.replace(folder / name_of(new))
-    integrity.flush(folder)
+    folders.flush(folder)
     for path in older:
         if path != whole:
             path.unlink(missing_ok=True)
@@ -125,4 +125,4 @@ def save(state: dict[str, Any], folder: Path) -> None:
 
 def name_of(path: Path) -> str:
     """The name of a checkpoint with the content of a file."""
-    return f"checkpoint-{integrity.digest(path)[:32]}.pt"
+    return f"checkpoint-{folders.digest(path)[:32]}.pt"

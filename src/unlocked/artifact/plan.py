@@ -20,6 +20,7 @@ from unlocked.errors import SettingError, choose
 from unlocked.papers import PAPERS
 from unlocked.papers.run import PaperScale, Run
 from unlocked.settings import Settings, build, dotted, inside, setting
+from unlocked.vision.data import DATASETS
 
 CLAIMS = "claims"  # the third group of items, beside those of the papers
 UNITS = ("ratio", "percentage points", "exponent", "cosine", "rank correlation")
@@ -132,6 +133,12 @@ class Item:
     def name(self) -> str:
         """Unique over all papers, e.g. `acid_figure_5`."""
         return f"{self.paper}_{self.id}"
+
+    @property
+    def title(self) -> str:
+        """The paper's number where there is one, and what the item shows."""
+        label, title = self.config.label, self.config.title
+        return f"{label}: {title}" if label else title[:1].upper() + title[1:]
 
     @property
     def suffixes(self) -> tuple[str, ...]:
@@ -287,9 +294,17 @@ class Plan:
         wanted = set(runs)
         return [batch for batch in self.batches.values() if not wanted.isdisjoint(batch.runs)]
 
-    def data_sets(self) -> list[str]:
-        """Names of all data sets that runs read."""
-        return sorted({run.data_set.name for run in self.runs.values() if run.data_set is not None})
+    def caption(self, item: Item) -> str:
+        """The caption of an item: the scale's data in the first sentence where it is not the paper's."""
+        sentences = [item.config.note, item.config.caption]
+        data = {run.data_set.name for run in map(self.runs.__getitem__, item.runs) if run.data_set is not None}
+        if data and self.scale.name != "paper":
+            papers = list(PAPERS) if item.paper == CLAIMS else [item.paper]
+            about = "; ".join(dict.fromkeys(self.scale.about_paper(paper) for paper in papers))
+            names = " and ".join(DATASETS[name].title for name in sorted(data))
+            whose = "the paper's" if len(papers) == 1 else "the papers'"
+            sentences.insert(0, f"On {names} in place of {whose} data ({self.scale.name} scale: {about}).")
+        return " ".join(" ".join(sentences).split())
 
     def describe(self, paper: str | None = None) -> dict[str, Any]:
         """The whole plan as plain values: items, runs with their cost, totals."""

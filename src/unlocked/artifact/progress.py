@@ -14,8 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from unlocked.artifact.calls import Call
-from unlocked.artifact.folders import folder_of
-from unlocked.artifact.integrity import summary_of
+from unlocked.artifact.folders import folder_of, summary_of
 from unlocked.console import say
 from unlocked.units import human_time, plural
 

@@ -26,7 +26,7 @@ import numpy as np
 import pandas as pd
 import yaml
 
-from unlocked.artifact import config, integrity
+from unlocked.artifact import config, folders
 from unlocked.artifact.folders import current as current
 from unlocked.artifact.folders import folder_of as folder_of
 from unlocked.console import say
@@ -108,11 +108,11 @@ def write(folder: Path, run: Run, history: pd.DataFrame, summary: dict[str, Any]
     working.mkdir(parents=True, exist_ok=True)
     (working / "config.yaml").write_text(yaml.safe_dump(run.settings(), sort_keys=False, allow_unicode=True))
     history.astype(HISTORY).to_parquet(working / "history.parquet", index=False)
-    summary = integrity.sealed(summary, working)
+    summary = folders.sealed(summary, working)
     (working / "summary.json.new").write_text(json.dumps(summary, indent=1, sort_keys=True) + "\n")
-    integrity.flush(*(working / name for name in (*integrity.FILES, "summary.json.new")))
+    folders.flush(*(working / name for name in (*folders.FILES, "summary.json.new")))
     (working / "summary.json.new").replace(working / "summary.json")
-    integrity.flush(working)
+    folders.flush(working)
     finish_replacing(folder)
 
 
@@ -120,7 +120,7 @@ def finish_replacing(folder: Path) -> None:
     """Move a complete record from its partial folder into its place. Also what a process left that was killed before it
     did so; for the one process that holds the run's lock."""
     working = partial(folder)
-    if (working / "summary.json").is_file() and integrity.damage(working) is None:
+    if (working / "summary.json").is_file() and folders.damage(working) is None:
         for path in working.glob("checkpoint*"):  # a finished run needs none
             path.unlink()
         if folder.exists():
@@ -136,9 +136,9 @@ def load(folder: str | Path) -> Record:
         state = "is unfinished: run the workflow again" if partial(folder).exists() else "does not exist"
         raise DataError(f"record {folder} {state}")
     try:
-        if (wrong := integrity.damage(folder)) is not None:
+        if (wrong := folders.damage(folder)) is not None:
             raise ValueError(wrong)
-        summary = integrity.summary_of(folder)
+        summary = folders.summary_of(folder)
         history = pd.read_parquet(folder / "history.parquet")
         run = config.run_from(config.read_yaml(folder / "config.yaml"))
         jsonschema.Draft202012Validator(SCHEMA).validate(summary)
@@ -171,8 +171,8 @@ def load_all(folder: str | Path) -> pd.DataFrame:
 
 def set_damaged_aside(folder: Path) -> None:
     """Make room for a new record where there is a damaged one; for the one process that holds the run's lock."""
-    if folder.exists() and (wrong := integrity.damage(folder)) is not None:
-        integrity.set_aside(folder, wrong)
+    if folder.exists() and (wrong := folders.damage(folder)) is not None:
+        folders.set_aside(folder, wrong)
 
 
 @functools.cache

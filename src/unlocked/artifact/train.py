@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 
@@ -87,7 +87,7 @@ def lock(folder: Path, stop: Stop | None) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a+b", buffering=0) as file:
         told = False
-        while not acquired(file, path.parent):
+        while (mine := locked(file)) is False:
             if stop is not None and stop.requested is not None:
                 raise Interrupted(stop.requested)
             if not told:
@@ -95,19 +95,12 @@ def lock(folder: Path, stop: Stop | None) -> Iterator[None]:
                 say(f"{path.name} is being trained by {holder}: waiting for it")
             told = True
             time.sleep(0.2)
+        if mine is None:
+            say(f"no locks in {path.parent}: start no second workflow on these results")
         with suppress(OSError):  # on a full disk, those who wait are told less
             file.truncate(0)
             file.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
         yield
-
-
-def acquired(file: IO[bytes], folder: Path) -> bool:
-    """Whether this process has the lock, or there are none in this file system; False while another has it."""
-    try:
-        return locked(file)
-    except OSError as error:
-        say(f"no locks in {folder} ({error.strerror}): start no second workflow on these results")
-        return True
 
 
 def train_one(run: Run, results: Path, data: Dataset | None, items: Iterable[str], stop: Stop | None) -> bool:

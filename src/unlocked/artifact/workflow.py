@@ -19,8 +19,6 @@ from typing import Any
 from unlocked import fingerprint
 from unlocked.artifact import config, drawing, published, targets
 from unlocked.artifact.calls import Call
-from unlocked.artifact.captions import caption_of as caption_of
-from unlocked.artifact.captions import title_of
 from unlocked.artifact.folders import existing_part, refuse_impossible
 from unlocked.artifact.plan import CLAIMS, Batch, Item, Plan, runtime_names
 from unlocked.artifact.progress import Progress as Progress
@@ -178,7 +176,7 @@ def outputs(setup: Setup, item: Item, report: Callable[..., Any]) -> dict[str, A
     shown = "png" if kind == "figure" else "csv"
     about = {"category": PAPERS[item.paper].title if item.paper in PAPERS else "Claims of both papers"}
     about |= {"caption": "../report/item.rst", "subcategory": f"{kind}s"}
-    return {**files, shown: report(files[shown], labels={"item": title_of(item), "kind": kind}, **about)}
+    return {**files, shown: report(files[shown], labels={"item": item.title, "kind": kind}, **about)}
 
 
 def check_folders(setup: Setup) -> None:

@@ -8,14 +8,13 @@ from __future__ import annotations
 import base64
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from unlocked.artifact import config
-from unlocked.artifact.captions import numbering
 from unlocked.artifact.plan import CLAIMS, Item
 from unlocked.items.context import counted, data_titles
 from unlocked.items.frames import Frames
@@ -49,6 +48,13 @@ def overview(sources: Sources, built: list[bool]) -> dict[str, str]:
         "Data": data_titles(runs[sources.runs.column("data.name").notna()]) or NONE,
         "Numbering": numbering(plan.items.values()),
     }
+
+
+def numbering(items: Iterable[Item]) -> str:
+    """What readers should know of the papers' numbers in titles."""
+    checked = [item for item in items if item.config.label and item.config.label_checked]
+    seen = ", ".join(f"{item.config.label} of {PAPERS[item.paper].short}" for item in checked)
+    return f"The papers' numbers of figures and tables were not checked against the published PDFs, except: {seen}."
 
 
 def provenance(frames: Frames) -> dict[str, pd.DataFrame]:

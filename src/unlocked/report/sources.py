@@ -19,7 +19,6 @@ import pandas as pd
 
 from unlocked.artifact import config, record
 from unlocked.artifact.build import records_there
-from unlocked.artifact.captions import caption_of, title_of
 from unlocked.artifact.plan import CLAIMS, Item, Plan
 from unlocked.errors import DataError
 from unlocked.items.context import facts
@@ -139,7 +138,7 @@ def show(item: Item, sources: Sources) -> dict[str, Any]:
     stem, origin = item.stem(sources.figures, scale), origin_of(runs)
     shown = {
         "name": item.name, "kind": item.config.kind, "scale": scale, "command": sources.command(item.name),
-        "title": title_of(item), "caption": caption_of(item, sources.plan), "runs": list(runs.index),
+        "title": item.title, "caption": sources.plan.caption(item), "runs": list(runs.index),
         "facts": facts(runs, scale, len(item.runs), origin), "picture": None, "table": None, "downloads": [],
         "built": all(stem.with_suffix(f".{suffix}").is_file() for suffix in item.suffixes),
     }  # fmt: skip
