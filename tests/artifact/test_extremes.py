@@ -43,34 +43,17 @@ def test_every_number_has_a_range(cls: type[Settings]) -> None:
         assert any(bound is not None for bound in high), name
 
 
-REFUSED: list[dict[str, Any]] = [
+REFUSED: list[dict[str, Any]] = [  # beyond a range, of no kind, more than there is
     {"optim.lr": 1e300},
-    {"data.size": 100_000},
-    {"data.size": 4096},
     {"runtime.threads": 2**40},
-    {"runtime.threads": 1_000_000},
     {"runtime.threads": 4096},
-    {"rate": 1e300},
     {"rate": 1e6, "optim.epochs": 300},
-    {"workers": 1_000_000, "optim.epochs": 6000},
-    {"workers": 1_000_000, "optim.epochs": 6000, "graph": "complete", "method": "baseline"},
     {"workers": 1_000_000, "optim.epochs": 6000, "engine": "processes"},
-    {"evaluation.points": 10**9},
-    {"optim.milestones": [-1]},
     {"optim.milestones": [math.nan]},
-    {"optim.milestones": [0.7, 0.5]},
-    {"clock.gradient_seconds": 1e-300},
     {"runtime.checkpoint_minutes": math.inf},
     {"scale": "../../x"},
-    {"scale": "/tmp/x"},
     {"scale": "x" * 300},
-    {"scale": "a{b}"},
-    QUADRATIC | {"quadratic.dimension": 10**9},
-    QUADRATIC | {"quadratic.horizon": 1e12},
     QUADRATIC | {"quadratic.horizon": 1e9},
-    QUADRATIC | {"rate": 1e6, "quadratic.horizon": 1e6},
-    FORWARD | {"optim.step_gamma": 1e300},
-    FORWARD | {"optim.step_gamma": math.nan},
     FORWARD | {"model.width": 64, "optim.batch_size": 1024},
 ]
 LISTS = ["forward_gradient.widths=[]", "forward_gradient.auxiliaries=[]", "acid.workers=[]", "seeds=[]"]

@@ -23,8 +23,9 @@ import psutil
 import pytest
 
 from comparison import assert_same_items, assert_same_records
+from flow import environment, snakemake
 from unlocked import cli, seeding
-from unlocked.artifact import config, mirror, record, train
+from unlocked.artifact import mirror, record, train
 from unlocked.artifact.workflow import Setup
 from unlocked.errors import StorageError, storage_error
 from unlocked.papers.run import Run
@@ -40,18 +41,9 @@ KILLS = int(os.environ.get("UNLOCKED_TEST_KILLS", "10"))
 TRAIN = [sys.executable, "-m", "unlocked", "train"]
 
 
-def environment(**more: str) -> dict[str, str]:
-    """The process environment, with this source and without what other tests left of W&B."""
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    return inherited | {"PYTHONPATH": str(config.ROOT / "src"), "OMP_NUM_THREADS": "1", **more}
-
-
 def workflow(*items: str, settings: tuple[str, ...] = (), little: str = LITTLE) -> list[str]:
-    """A call of Snakemake from a folder of the test's own; checkpoints as often as possible."""
-    own = ["wandb=disabled", "checkpoint_minutes=0", f"set={little}", *settings]
-    profile = str(config.ROOT / "profiles" / "default")
-    words = ["--snakefile", str(config.ROOT / "Snakefile"), "--workflow-profile", profile, "--cores", "2"]
-    return [sys.executable, "-m", "snakemake", *items, *words, "--config", *own]
+    """A call of Snakemake; checkpoints as often as possible."""
+    return snakemake(*items, settings=("wandb=disabled", "checkpoint_minutes=0", f"set={little}", *settings))
 
 
 def finish(line: list[str], folder: Path, **options: Any) -> subprocess.CompletedProcess:

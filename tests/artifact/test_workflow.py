@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shlex
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +14,7 @@ import pandas as pd
 import pytest
 import yaml
 
+import flow
 from unlocked import cli
 from unlocked.artifact import config, record, workflow
 from unlocked.artifact.plan import CLAIMS
@@ -47,25 +46,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def command(*words: str, changes: str = TINY, settings: tuple[str, ...] = USUAL) -> list[str]:
-    """A call of Snakemake with tiny settings."""
-    return [sys.executable, "-m", "snakemake", "--cores", "2", *words, "--config", f"set={changes}", *settings]
-
-
-def environment(project: Path) -> dict[str, str]:
-    """The process environment in which the copied package is the one that is imported."""
-    # a W&B service that another test started is not the one of a process of its own
-    inherited = {key: value for key, value in os.environ.items() if not key.startswith("WANDB_")}
-    return inherited | {"PYTHONPATH": str(project / "src"), "OMP_NUM_THREADS": "1"}
-
-
 @pytest.fixture(scope="module")
 def snakemake(project: Path) -> Snakemake:
     """Run the copied workflow and return the finished process, which must succeed unless `fails`."""
 
-    def run(*words: str, fails: bool = False, **options: object) -> Done:
-        line = command(*words, **options)  # type: ignore[arg-type]
-        done = subprocess.run(line, cwd=project, env=environment(project), capture_output=True, text=True, timeout=600)
+    def run(*words: str, fails: bool = False, changes: str = TINY, settings: tuple[str, ...] = USUAL) -> Done:
+        line = flow.snakemake(*words, settings=(f"set={changes}", *settings), root=project)
+        own = flow.environment(project)
+        done = subprocess.run(line, cwd=project, env=own, capture_output=True, text=True, timeout=600)
         assert bool(done.returncode) == fails, done.stderr
         return done
 

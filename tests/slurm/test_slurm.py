@@ -5,18 +5,17 @@ Skipped where Slurm is not installed or cannot be started; `tests/slurm/one_node
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
-import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+import flow
 from comparison import assert_same_items, assert_same_records
-from unlocked.artifact import config, record
+from unlocked.artifact import record
 from unlocked.artifact.calls import Call
 from unlocked.artifact.workflow import Setup, resources_of
 
@@ -51,11 +50,9 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 def snakemake(folder: Path, profile: str, *words: str, settings: tuple[str, ...] = ()) -> subprocess.CompletedProcess:
     """Run the workflow in `folder` with a profile of the repository."""
-    words = (*words, "--profile", str(config.ROOT / "profiles" / profile), *(SHORT_WAITS if profile == "slurm" else ()))
-    line = [sys.executable, "-m", "snakemake", "--snakefile", str(config.ROOT / "Snakefile"), *words]
-    line += ["--config", "wandb=disabled", f"set={LITTLE}", *settings]
-    environment = os.environ | {"PYTHONPATH": str(config.ROOT / "src"), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True, timeout=800)
+    words = (*words, *(SHORT_WAITS if profile == "slurm" else ()))
+    line = flow.snakemake(*words, settings=("wandb=disabled", f"set={LITTLE}", *settings), profile=profile)
+    return subprocess.run(line, cwd=folder, env=flow.environment(), capture_output=True, text=True, timeout=800)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +66,7 @@ def through_slurm(slurm: None, tmp_path_factory: pytest.TempPathFactory) -> tupl
 
 def test_results_are_those_of_this_machine(through_slurm: tuple[Path, str], tmp_path: Path) -> None:
     """Every record and every item's numbers, bit by bit."""
-    done = snakemake(tmp_path, "default", *ITEMS, "--cores", "2")
+    done = snakemake(tmp_path, "default", *ITEMS)
     assert done.returncode == 0, done.stderr
     assert_same_records(through_slurm[0] / "results", tmp_path / "results")
     assert_same_items(through_slurm[0] / "paper_figures", tmp_path / "paper_figures")
