@@ -34,20 +34,21 @@ def listen(command: Sequence[str]) -> None:
     if not hasattr(os, "fork"):
         return
     folder = tempfile.TemporaryDirectory(prefix="unlocked-")  # which no one else may enter
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(path := f"{folder.name}/items")
-    listener.listen(1000)
-    os.environ[ADDRESS] = f"{sys.prefix}{os.pathsep}{path}"
-    threading.Thread(target=start, args=(listener, command), daemon=True, name="items").start()
     atexit.register(folder.cleanup)
+    listener, path = socket.socket(socket.AF_UNIX), f"{folder.name}/items"
+    with suppress(OSError):  # a name too long, a file system without sockets: then every job draws its own
+        listener.bind(path)
+        listener.listen(1000)
+        os.environ[ADDRESS] = f"{sys.prefix}{os.pathsep}{path}"
+        threading.Thread(target=start, args=(listener, command), daemon=True, name="items").start()
 
 
 def start(listener: socket.socket, command: Sequence[str]) -> None:
     """Start the process when somebody asks. It ends when its input does, however the call ends."""
-    select.select([listener], [], [])
-    number, environment = listener.fileno(), os.environ | {"OMP_NUM_THREADS": "1"}  # what has threads does not fork
-    process = subprocess.Popen([*command, str(number)], stdin=subprocess.PIPE, env=environment, pass_fds=[number])
-    listener.close()  # now its own alone: if it dies, those who wait learn it
+    with listener:  # then its own alone: if it dies, those who wait learn it
+        select.select([listener], [], [])
+        number, own = listener.fileno(), os.environ | {"OMP_NUM_THREADS": "1"}  # what has threads does not fork well
+        process = subprocess.Popen([*command, str(number)], stdin=subprocess.PIPE, env=own, pass_fds=[number])
     atexit.register(process.communicate)
 
 
