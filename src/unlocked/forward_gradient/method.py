@@ -30,7 +30,7 @@ class Method(Settings):
 
     def check(self) -> None:
         only, source = self.of_guess.only_with, self.of_guess.source
-        self.refuse_unless(only in (None, self.target), "guess", f"only stands with target = {only}: it is that target")
+        self.refuse_unless(only in (None, self.target), "guess", f"only stands with target = {only}")
         right = f"must be 1 with guess = {self.guess}; several need guess = random"
         self.refuse_unless(self.tangents == 1 or source == "noise", "tangents", right)
         right = "needs space = weight and averaged = true: else a block has one tensor, or a coefficient per sample"
