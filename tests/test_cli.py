@@ -84,21 +84,6 @@ def test_a_records_config_reproduces_the_record(
     assert capsys.readouterr().out.startswith("0 of ")
 
 
-def test_train_runs_and_build_an_item(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """plan -> train --runs --index -> item, as the workflow calls them."""
-    options = [*FEW, "acid.training.evaluation.points=2", "--runtime", "wandb=disabled"]
-    options += ["--results", str(tmp_path / "results"), "--figures", str(tmp_path / "figures")]
-    made = cli.read_plan(cli.parser().parse_args(["train", *options]))
-    index, wanted = tmp_path / "index" / "job.txt", made.item("acid_figure_1").runs
-    assert cli.main(["train", "--runs", *wanted, "--index", str(index), *options]) == 0
-    assert [line.split()[0] for line in index.read_text().splitlines()] == list(wanted)
-    capsys.readouterr()
-    assert cli.main(["item", "acid_figure_1", *options]) == 0
-    printed = capsys.readouterr().out.split()
-    assert sorted(Path(p).suffix for p in printed) == [".csv", ".json", ".pdf", ".png", ".svg"]
-    assert all(Path(p).is_file() for p in printed)
-
-
 def test_data_describes_what_it_found(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Name, source, checksum and sizes, printed and written."""
     out = tmp_path / "deep" / "digits.json"

@@ -8,13 +8,14 @@ that the scale's pilot chose for the method.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import functools
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from unlocked.artifact import pilot
@@ -40,11 +41,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def one_line(error: Exception) -> str:
-    """The first line of an OmegaConf error, which says what is wrong; the others repeat where."""
-    return str(error).strip().splitlines()[0]
-
-
 def from_dotlist(overrides: Iterable[str]) -> dict[str, Any]:
     """`["seeds=[0]", "acid.training.optim.lr=0.05"]` as nested values; `SettingError` for one that has no `=`."""
     merged: Any = OmegaConf.create()
@@ -64,35 +60,28 @@ def container(values: Any) -> dict[str, Any]:
         resolved = OmegaConf.to_container(values, resolve=True)
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", None) or getattr(error, "key", None) or "config")
-        raise SettingError(key, "${...}", one_line(error)) from None
+        first, *_ = str(error).strip().splitlines()  # says what is wrong, the others repeat where
+        raise SettingError(key, "${...}", first) from None
     assert isinstance(resolved, dict)
     return {str(key): value for key, value in resolved.items()}
 
 
 def resolved(entries: Mapping[str, Any], scale: Scale) -> dict[str, Any]:
     """Entries whose references `${scale.…}` are replaced by the scale's values: what has none costs nothing."""
-    texts = dict.fromkeys(text for text in leaves(entries) if isinstance(text, str) and "${" in text)
-    numbered = {str(number): text for number, text in enumerate(texts)}
-    values = container(OmegaConf.create({"entries": numbered, "scale": scale.plain()}))["entries"]
-    return replaced(dict(entries), dict(zip(texts, values.values(), strict=True)))
+    known = OmegaConf.create({"scale": scale.plain()})
 
+    @functools.cache
+    def found(text: str) -> Any:
+        return container(DictConfig({"value": text}, parent=known))["value"]
 
-def leaves(value: Any) -> Iterator[Any]:
-    """The values in nested mappings and lists."""
-    if isinstance(value, (Mapping, list)):
-        for entry in value.values() if isinstance(value, Mapping) else value:
-            yield from leaves(entry)
-    else:
-        yield value
+    def own(value: Any) -> Any:
+        if isinstance(value, Mapping):
+            return {str(key): own(entry) for key, entry in value.items()}
+        if isinstance(value, list):
+            return [own(entry) for entry in value]
+        return found(value) if isinstance(value, str) and "${" in value else value
 
-
-def replaced(value: Any, values: Mapping[str, Any]) -> Any:
-    """Nested mappings and lists with some texts replaced."""
-    if isinstance(value, Mapping):
-        return {str(key): replaced(entry, values) for key, entry in value.items()}
-    if isinstance(value, list):
-        return [replaced(entry, values) for entry in value]
-    return values.get(value, value) if isinstance(value, str) else value
+    return {str(key): own(entry) for key, entry in entries.items()}
 
 
 @dataclass(frozen=True)
