@@ -75,11 +75,20 @@ def test_a_strangers_net_and_loss(target: str, guess: str, space: str, averaged:
         assert found.correct.tolist() == [0, 0, 0]
 
 
+class Spare(nn.Linear):
+    """Has a layer that it does not use."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.spare = nn.Linear(4, 4)
+
+
+@pytest.mark.parametrize("block", [Twice, Spare])
 @pytest.mark.parametrize("mode", ["projection", "forward_mode"])
-def test_a_layer_that_is_used_twice(mode: str) -> None:
-    """Products between the uses count; a weighted sum goes through each use alone."""
+def test_a_layer_that_is_used_twice_or_not_at_all(mode: str, block: type[nn.Module]) -> None:
+    """Products between the uses count, and a weighted sum goes through each use alone; without one it is zero."""
     for guess, (space, averaged) in itertools.product(("local", "random"), SPACES):
-        assert_as_reference(dense_net(Twice(), Twice()), Method("global", guess, space, averaged=averaged, mode=mode))
+        assert_as_reference(dense_net(block(), block()), Method("global", guess, space, averaged=averaged, mode=mode))
 
 
 @pytest.mark.parametrize(("space", "averaged"), SPACES)

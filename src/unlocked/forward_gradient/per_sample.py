@@ -209,17 +209,20 @@ class Contributions:
         """
         prepared = [use.prepared() for use in self.uses]
         found: list[list[Tensor]] = []
-        for part in self._parts() if self.uses else ():
+        for part in self._parts():
             moves = _rows([self], prepared, part)[0] if direction is None else direction[part]
             found.append([use.response(inputs[part], moves) for use, inputs in zip(self.uses, prepared, strict=True)])
         return [torch.cat(parts) for parts in zip(*found, strict=True)]
 
     def _parts(self) -> Iterator[slice]:
-        """Samples that are treated at once: their contributions and features stay within `CHUNK_BYTES`."""
+        """Samples that are treated at once: their contributions and features stay within `CHUNK_BYTES`.
+
+        None of a parameter that is not used.
+        """
         kernel = self.parameter[0, 0].numel() if self.parameter.dim() > 2 else 1
         numbers = 2 * self.parameter.numel() + sum(kernel * use.call.inputs[0].numel() for use in self.uses)
         step = max(1, self._room() // numbers)
-        yield from (slice(start, start + step) for start in range(0, self.samples, step))
+        yield from (slice(start, start + step) for start in range(0, self.samples * bool(self.uses), step))
 
     def _room(self) -> int:
         """Numbers that `CHUNK_BYTES` hold."""

@@ -47,10 +47,6 @@ class FreshNetStudy(ForwardRun):
         names=FRESH_NET,
     )
 
-    @property
-    def total_gradients(self) -> int:
-        return GRADIENTS
-
     def estimate(self) -> Estimate:
         return self.costs(GRADIENTS, 1.0)
 
