@@ -142,9 +142,10 @@ def test_what_is_stale_is_found(tmp_path: Path) -> None:
 def test_the_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its cells as they stand, one after the other, draw both figures; without Jupyter, whose display is replaced."""
     shown: list[str] = []
-    display = ModuleType("IPython.display")
+    parent, display = ModuleType("IPython"), ModuleType("IPython.display")
+    vars(parent).update(version_info=(8, 24))  # matplotlib looks at it
     vars(display).update(Image=Path, Markdown=str, display=lambda path: shown.append(path.suffix))
-    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    monkeypatch.setitem(sys.modules, "IPython", parent)
     monkeypatch.setitem(sys.modules, "IPython.display", display)
     monkeypatch.chdir(ROOT)
     notebook = json.loads((ROOT / "notebooks" / "one_figure_of_each_paper.ipynb").read_text())
