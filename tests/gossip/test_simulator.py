@@ -295,6 +295,16 @@ def test_the_history_of_a_run(tiny_run: Any, train_of: Any) -> None:
     assert {(i, j) for i, j, _ in counts["communications_per_edge"]} <= edges
 
 
+def test_workers_on_some_images(tiny_run: Any, train_of: Any) -> None:
+    """Each on a draw of its own, which the average's measures know nothing of."""
+    drawn = {"evaluation.worker_images": 8}
+    one, other = (history(train_of(tiny_run(settings)))[-1].metrics for settings in ({}, drawn))
+    assert {round(8 * accuracy, 9) % 1 for accuracy in other["worker_test_accuracy"]} == {0}
+    assert len(set(other["worker_test_accuracy"])) > 1  # on the same images the four would agree
+    shared = [name for name in one if not name.startswith("worker")]
+    assert [one[name] for name in shared] == [other[name] for name in shared]
+
+
 @pytest.mark.parametrize("method", ["acid", "allreduce"])
 def test_workers_are_not_measured_when_not_wanted(tiny_run: Any, train_of: Any, method: str) -> None:
     """evaluation.workers = never leaves them out; `final`, the default, measures them at the end."""

@@ -188,8 +188,7 @@ class Evaluator:
             copy_buffers_(self.model, buffers[0])
         else:
             copy_buffers_(self.model, {k: torch.stack([b[k].double() for b in buffers]).mean(0) for k in buffers[0]})
-        order = seeding.generator(self.seed, "training images for evaluation").permutation(len(train))
-        part = torch.from_numpy(np.sort(order[: self.train_limit]))
+        part = self._drawn(len(train), self.train_limit, "training images for evaluation")
         accuracy, loss = evaluate.accuracy_and_loss(self.model, self.data.test)
         train_accuracy, train_loss = evaluate.accuracy_and_loss(self.model, train, indices=part)
         return {
@@ -199,12 +198,22 @@ class Evaluator:
             "average_train_loss": train_loss,
         }
 
-    def workers(self, vectors: Iterable[Tensor], buffers: Iterable[dict[str, Tensor]]) -> dict[str, Any]:
-        """Test accuracy of every single worker, and its mean, least and greatest."""
-        each = []
-        for flat, own in zip(vectors, buffers, strict=True):
+    def workers(
+        self, vectors: Iterable[Tensor], buffers: Iterable[dict[str, Tensor]], images: int | None = None
+    ) -> dict[str, Any]:
+        """Test accuracy of every single worker, and its mean, least and greatest.
+
+        images: on how many test images, another draw for each, so that the mean is over nearly all; None: on all.
+        """
+        each, test = [], self.data.test
+        for worker, (flat, own) in enumerate(zip(vectors, buffers, strict=True)):
+            part = None if images is None else self._drawn(len(test), images, "test images of a worker", worker)
             bind(self.model, flat)
             copy_buffers_(self.model, own)
-            each.append(evaluate.accuracy_and_loss(self.model, self.data.test)[0])
+            each.append(evaluate.accuracy_and_loss(self.model, test, indices=part)[0])
         name = "worker_test_accuracy"
         return {f"{name}_mean": float(np.mean(each)), f"{name}_min": min(each), f"{name}_max": max(each), name: each}
+
+    def _drawn(self, count: int, limit: int, *names: str | int) -> Tensor:
+        """Indices of at most `limit` of `count` images, in order."""
+        return torch.from_numpy(np.sort(seeding.generator(self.seed, *names).permutation(count)[:limit]))

@@ -64,7 +64,7 @@ class Measures:
             return (engine.now(i, time)[0].to(mean.device) for i in range(len(engine.x)))
 
         if self.gossips and (evaluated == "always" or (evaluated == "final" and final)):
-            metrics |= self.evaluator.workers(workers(), buffers)
+            metrics |= self.evaluator.workers(workers(), buffers, self.run.evaluation.worker_images)
         if self.disagreement is not None:
             metrics |= self.disagreement.measure(mean, workers())
         return metrics

@@ -93,6 +93,13 @@ class Evaluation(NetworkEvaluation):
     """What is measured of the average of all workers, and how often."""
 
     workers: str = setting("final", "when every worker is tested, too", names=("final", "always", "never"))
+    worker_images: int | None = setting(
+        None,
+        "test images on which a single worker is tested, others for each; null: all",
+        least=1,
+        most=MOST,
+        later=True,
+    )
     train_limit: int = setting(10_000, "training images on which the average's loss is measured", least=1, most=MOST)
     disagreement: int = setting(
         0,
