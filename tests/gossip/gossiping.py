@@ -116,7 +116,12 @@ def train(
         before = values(model)
         workers = gossip.average_(3 * gossip.timeout)
         result = {"start": start, "before": before, "workers": workers, "after": values(model)}
-    return result | {"statistics": gossip.statistics(), "alive": gossip._averaging._thread.is_alive()}
+    return result | {"statistics": gossip.statistics(), "alive": alive(gossip)}
+
+
+def alive(gossip: AsyncGossip) -> bool:
+    """Whether one of its threads is."""
+    return any(thread.is_alive() for thread in gossip._averaging.threads)
 
 
 class Recorded(async_gossip.Worker):
@@ -211,7 +216,7 @@ def leave(rank: int, folder: str) -> dict[str, Any]:
         workers = second.average_(1.0)
         seconds = time.monotonic() - begun
         done.touch()
-    result = {"lost": first.statistics()["lost"], "alive": first._averaging._thread.is_alive(), "services": services}
+    result = {"lost": first.statistics()["lost"], "alive": alive(first), "services": services}
     return result | {"workers": workers, "took": seconds}
 
 

@@ -205,7 +205,7 @@ def test_a_peer_that_is_gone_or_silent_is_not_asked_again(monkeypatch: pytest.Mo
 def test_who_does_not_know_the_key_is_no_peer() -> None:
     """Nonsense, silence, a wrong key: the connection ends, and nothing else."""
     with together(topology.build("path", 2)) as workers:
-        port = workers[0]._listener[0].getsockname()[1]
+        port = workers[0].listener.getsockname()[1]
         silent = socket.create_connection(("127.0.0.1", port))
         with socket.create_connection(("127.0.0.1", port)) as loud:
             loud.sendall(pickle.dumps(print) * 1000)

@@ -1,7 +1,7 @@
 """A²CiD² in anybody's training loop: every rank of a process group trains its own model and gossips beside it.
 
 A worker has three copies of the parameters. The model's own are what gradients are taken at; only `step` and `average_`
-write to them, between gradients. `x` and the auxiliary variable x̃ are what a thread of its own averages with other
+write to them, between gradients. `x` and the auxiliary variable x̃ are what threads of its own average with other
 workers meanwhile; `step` moves both by the step that the optimiser made on the model's parameters, and then copies x
 into the model. Whom to average with is drawn beside it (`averaging`); a service (`server`) takes means.
 """
@@ -31,10 +31,9 @@ from torch import Tensor, nn
 from unlocked.errors import SettingError
 from unlocked.gossip import topology
 from unlocked.gossip.distributed import rendezvous, server
-from unlocked.gossip.distributed.averaging import Averaging
-from unlocked.gossip.distributed.links import LOG
+from unlocked.gossip.distributed.averaging import LOG, Averaging
 from unlocked.gossip.distributed.vectors import Vectors
-from unlocked.gossip.distributed.wire import GONE, KEY, shared_key
+from unlocked.gossip.distributed.wire import GONE, KEY, shared_key, start_thread
 from unlocked.gossip.momentum import Constants, descend_
 
 INTERFACE = "GLOO_SOCKET_IFNAME"  # torch.distributed's variable
@@ -174,7 +173,7 @@ class AsyncGossip:
         self._averaging = Averaging(
             self._vectors, self._graph, self.rank, rate=rate, seed=seed, key=key, timeout=self.timeout
         )
-        self._averaging.watch(self._channel, self._hear)
+        self._listener = start_thread(self._listen)
         places = dict(enumerate(self._gathered((here, self._averaging.connect(here)))))
         self._averaging.meet(places)
         if not self._averaging.linked({*places}):
@@ -292,7 +291,8 @@ class AsyncGossip:
         self._averaging.hold()
         self._say("leave")
         self._averaging.close()
-        self._averaging.stop("closed")
+        self._channel.hang_up()
+        self._listener.join()
         self._channel.close()
 
     def __enter__(self) -> AsyncGossip:
@@ -301,23 +301,25 @@ class AsyncGossip:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    # Both threads
+    # Any thread
 
     def _say(self, *message: Any) -> None:
-        """To the service; the gossip's thread notices if it is not there."""
+        """To the service; who listens to it notices if it is not there."""
         with contextlib.suppress(*GONE):
             self._channel.send(*message)
 
-    # The gossip's thread
+    # The thread that listens to the service
 
-    def _hear(self) -> None:
-        """What the service says."""
-        try:
-            word, *values = self._channel.receive()
-        except GONE:
+    def _listen(self) -> None:
+        with contextlib.suppress(*GONE):
+            while True:
+                self._hear(*self._channel.receive())
+        if not self._closing:
             self._averaging.stop("the pairing service is lost")
             LOG.warning("rank %d trains on without gossip: %s", self.rank, self._averaging.down)
-            return
+
+    def _hear(self, word: str, *values: Any) -> None:
+        """What the service says."""
         with self._changed:
             if word == "mean":
                 self._mean = values[0], values[1]

@@ -4,11 +4,11 @@ Every gradient makes Poisson(rate / 2) averagings due that this worker begins, e
 weights; its neighbours begin as many with it in the mean. So every edge is used at the rate of the theory
 (`topology.edge_rates`), whoever is fast or slow, and nobody looks for partners in a third place.
 
-Whoever is asked answers at once, in a thread of its own. It averages its current x with what it was sent and says what
-its x was; the worker that asked does the same when it hears that. Nothing that happens to either meanwhile matters to
-the sums (`Vectors.average`). A worker that has asked and waits puts off those who ask it, so that all averagings of a
-worker have an order and could have happened one after the other, each in a moment. So that no circle of workers waits,
-one that waits for a lower rank is `BUSY` for lower ranks, which ask again a moment later.
+Whoever is asked answers at once, in a thread of its own for every neighbour. It averages its current x with what it was
+sent and says what its x was; the worker that asked does the same when it hears that. Nothing that happens to either
+meanwhile matters to the sums (`Vectors.average`). A worker that has asked and waits puts off those who ask it, so that
+all averagings of a worker have an order and could have happened one after the other, each in a moment. So that no
+circle of workers waits, one that waits for a lower rank is `BUSY` for lower ranks, which ask again a moment later.
 
 Between two workers there are five words of one byte, each with the number of a pair of vectors: `ASK`, `DONE`, `BUSY`,
 `NO` of one that takes no part at present (ask again after the next gradient), and, where vectors have to travel, `GO`
@@ -18,10 +18,13 @@ before the first is sent.
 from __future__ import annotations
 
 import contextlib
-import math
+import logging
+import select
+import socket
+import threading
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,15 +33,26 @@ import torch
 from torch import Tensor
 
 from unlocked import seeding
-from unlocked.gossip.distributed.exchange import bytes_of
-from unlocked.gossip.distributed.links import LOG, Link, Links
+from unlocked.gossip.distributed.exchange import Memory, bytes_of
 from unlocked.gossip.distributed.vectors import Vectors
-from unlocked.gossip.distributed.wire import GONE, exactly, read
+from unlocked.gossip.distributed.wire import GONE, admit, exactly, introduced, read, start_thread
 from unlocked.gossip.schedule import communications_owed
 
+LOG = logging.getLogger("unlocked.gossip")
 BACKLOG = 2.0  # gradients whose communications may still be under way
 ASK, GO, DONE, BUSY, NO = b"a", b"g", b"d", b"b", b"n"
-AGAIN_SECONDS = 0.001  # after which who was told `BUSY` asks again
+AGAIN_MILLISECONDS = 1  # after which who was told `BUSY` asks again
+
+
+@dataclass(eq=False)
+class Link:
+    """A connection to one neighbour."""
+
+    peer: int
+    sock: socket.socket
+    theirs: Memory | None  # None: on another host
+    crossed: int | None = None  # the pair of an `ASK` that met this worker's own on the way
+    busy: bool = False  # has just said so
 
 
 @dataclass(frozen=True)
@@ -48,48 +62,56 @@ class Asked:
     link: Link
     pair: tuple[Tensor, Tensor]  # sent and come back
     begun: float
-    patient: float  # until when others are put off
-    deadline: float  # when the peer is given up
-
-    def late(self) -> bool:
-        """Whether others are not put off any more."""
-        return time.monotonic() > self.patient
 
 
-class Averaging(Links):
+class Averaging:
     """The averagings of one worker, from `connect` to `close`. Public methods are the training thread's.
 
-    `changed`, the vectors' lock, guards everything.
+    The lower rank of two neighbours listens, the higher one comes; both prove that they know the key, and map each
+    other's memory if they are on one host. `changed`, the vectors' lock, guards everything.
     """
 
     def __init__(
         self, vectors: Vectors, graph: nx.Graph, rank: int, *, rate: float, seed: int, key: bytes, timeout: float
     ) -> None:
         """`timeout`: seconds after which a peer that does not answer is given up."""
-        self._weights = {peer: edge["weight"] for peer, edge in graph.adj[rank].items()}
-        super().__init__(vectors.x, rank, set(self._weights), key, timeout)
-        self.vectors, self.changed = vectors, vectors.changed
+        self.vectors, self.rank, self.timeout, self.changed = vectors, rank, timeout, vectors.changed
         self.owed, self.frozen, self.down = 0, True, ""
         self.asked: Counter[int] = Counter()  # averagings that this worker began and ended, by peer
         self.answered: Counter[int] = Counter()  # that a peer began
         self.in_vain = 0  # begun, and given up because the peer was
         self.failed: dict[int, str] = {}
         self.seconds = 0.0  # between asking and having averaged
-        self.useful_cpu = 0.0  # seconds of the gossip's thread in exchanges and updates; `cpu` are all of it
-        self.asking_cpu = 0.0  # seconds of the training's thread
+        self.useful_cpu = 0.0  # seconds in exchanges and updates, of the training's thread too
+        self.overhead_cpu = 0.0  # of the gossip's threads: all the rest
+        self.threads: list[threading.Thread] = []
+        self.listener: socket.socket | None = None
+        self._weights = {peer: edge["weight"] for peer, edge in graph.adj[rank].items()}
+        self._key, (self._memory, *self._where) = key, Memory.made(vectors.x, len(self._weights) + 1)
+        self._stream = torch.cuda.Stream(vectors.x.device) if vectors.x.is_cuda else None
         self._most_owed = BACKLOG * max(1.0, rate)
         self._debts = communications_owed(rate / 2, seed, rank)
         self._draws, self._partner = seeding.generator(seed, "partners", rank), -1
-        self._choices: list[int] = []  # neighbours that are there: one that counts twice stands twice
         self._pair = 0  # of the memory's pairs, the one in use: the next one after a peer that may still write
         self._travelling = [torch.empty_like(vectors.x, device="cpu") for _ in range(2)]
         self._links: dict[int, Link] = {}
         self._waiting: Asked | None = None
-        self._again = math.inf  # when to ask again
-        self._answering = False  # a peer on another host, which takes a while
-        self._put_off: deque[tuple[Link, int]] = deque()
+        self._put_off = 0  # neighbours who have asked and wait
+        self._answering = self._ended = False  # answering a peer on another host takes a while
 
     # The start
+
+    def connect(self, address: str) -> int:
+        """Begin to listen for neighbours at an address; returns the port."""
+        self.listener = socket.create_server((address, 0), backlog=len(self._weights))
+        self.threads.append(start_thread(admit, self.listener, lambda sock: self._welcome(sock, server=True)))
+        return int(self.listener.getsockname()[1])
+
+    def meet(self, places: dict[int, tuple[str, int]]) -> None:
+        """Connect to all neighbours of lower ranks in `places` (host and port by rank); the others come."""
+        for peer in places.keys() & self._weights.keys():
+            if peer < self.rank:
+                start_thread(self._visit, places[peer])
 
     def linked(self, peers: set[int]) -> bool:
         """Wait until all neighbours among `peers` are there, or the timeout is over."""
@@ -97,19 +119,22 @@ class Averaging(Links):
         with self.changed:
             return self.changed.wait_for(lambda: wanted <= self._links.keys(), self.timeout)
 
-    def _join(self, link: Link) -> None:
-        with self.changed:
-            if link.peer in self._links or link.peer not in self._weights:
-                link.sock.close()
-                return
-            self._links[link.peer] = link
-            self._choose()
-            self.watch(link.sock, lambda: self._hear(link))
-            self._next()
-            self.changed.notify_all()
+    def _visit(self, place: tuple[str, int]) -> None:
+        with contextlib.suppress(*GONE):
+            self._welcome(socket.create_connection(place, timeout=self.timeout), server=False)
 
-    def _choose(self) -> None:
-        self._choices = [peer for peer in sorted(self._links) for _ in range(self._weights[peer])]
+    def _welcome(self, sock: socket.socket, server: bool) -> None:
+        """Tell each other who and where one is, then stay in touch; strangers are turned away."""
+        try:
+            channel, (peer, where, mark) = introduced(sock, self._key, self.rank, *self._where, server=server)
+            memory = Memory.opened(self.vectors.x, where, mark)
+            channel.send("mapped", memory is not None)
+            _, mapped = channel.receive()
+        except (*GONE, ValueError):
+            sock.close()
+            return
+        sock.settimeout(self.timeout)
+        self._serve(Link(peer, sock, memory if mapped else None))
 
     # The training's thread
 
@@ -126,7 +151,7 @@ class Averaging(Links):
             begun = time.thread_time()
             self.owed += next(self._debts)
             self._next(fresh=True)
-            self.asking_cpu += time.thread_time() - begun
+            self.useful_cpu += time.thread_time() - begun
         return result
 
     def must_wait(self) -> bool:
@@ -148,47 +173,19 @@ class Averaging(Links):
     def close(self) -> None:
         """End, after what is under way; the others see that this worker is gone."""
         self.hold()
-        self.leave()
-        if not self._thread.is_alive():
-            for link in self._links.values():
-                link.sock.close()
-
-    # Either thread, under the lock
-
-    def _next(self, fresh: bool = False) -> None:
-        """Answer those who were put off, then ask the next partner, if there is one and no exchange is under way.
-
-        `fresh`: the vectors are as of now.
-        """
-        self._answer_all()
-        if self.owed <= 0 or self._waiting or self._answering or self.frozen or self._ended or not self._links:
-            return
-        if self._partner not in self._links:
-            self._partner = self._choices[int(self._draws.integers(len(self._choices)))]
-        link = self._links[self._partner]
-        now = time.monotonic()
-        self._waiting = Asked(link, self._memory.pair(self._pair), now, now + self.timeout / 4, now + self.timeout)
-        if self.vectors.x.is_cuda:  # copied beside the gradients, on the gossip's own stream
-            self.call(lambda: self._ask(link))
-        else:
-            self._ask(link, fresh)
-
-    def _ask(self, link: Link, fresh: bool = False) -> None:
+        self.stop("closed")
         with self.changed:
-            if self._waiting is not None and self._waiting.link is link:
-                if link.theirs is not None:
-                    self.vectors.offer(self._waiting.pair[0], fresh)
-                self._say(link, ASK, self._pair)
+            ends = [self.listener, *(link.sock for link in self._links.values())]
+        for sock in filter(None, ends):
+            with contextlib.suppress(OSError):  # it has ended already
+                sock.shutdown(socket.SHUT_RDWR)
+        if self.listener is not None:
+            self.listener.close()
+        for thread in self.threads:
+            thread.join(2 * self.timeout)
+        self._memory.close()
 
-    def _answer_all(self) -> None:
-        while self._put_off and self._waiting is None and not self._answering:
-            self._answer(*self._put_off.popleft())
-
-    def _say(self, link: Link, word: bytes, pair: int) -> None:
-        with contextlib.suppress(*GONE):  # whoever reads notices
-            link.sock.sendall(word + pair.to_bytes(4, "little"))
-
-    # The gossip's thread
+    # Any thread
 
     def stop(self, reason: str) -> None:
         """There is no gossip any more, and this is why."""
@@ -196,122 +193,165 @@ class Averaging(Links):
             self.down, self._ended, self._waiting = self.down or reason, True, None
             self.changed.notify_all()
 
-    def _patience(self) -> float:
-        """Milliseconds until something may be to do though nobody says anything; the training's thread asks, too."""
-        until, waiting = self._again, self._waiting
-        if waiting is not None and self._put_off:
-            until = min(until, waiting.patient)
-        return 1e3 * min(self.timeout / 4, max(0.0005, until - time.monotonic()))
+    def _next(self, fresh: bool = False) -> None:
+        """Ask the next partner, if there is one and nobody else comes first. Under the lock.
 
-    def _look_around(self) -> None:
-        """Ask again who was busy; refuse those who have been put off for long; give up a peer that says nothing."""
-        now = time.monotonic()
-        if now >= self._again:
-            self._again = math.inf
-            with self.changed:
-                self._next()
-        with self.changed:
-            if (waiting := self._waiting) is None:
-                return
-            while self._put_off and now > waiting.patient:
-                link, pair = self._put_off.popleft()
-                self._say(link, BUSY, pair)
-            if now > waiting.deadline:
-                self._part(waiting.link, f"no answer within {self.timeout:g} s")
+        `fresh`: the vectors are as of now.
+        """
+        busy = self._waiting is not None or self._answering or self._put_off
+        if busy or self.owed <= 0 or self.frozen or self._ended or not self._links:
+            return
+        if self._partner not in self._links:
+            choices = [peer for peer in sorted(self._links) for _ in range(self._weights[peer])]
+            self._partner = choices[int(self._draws.integers(len(choices)))]
+        link = self._links[self._partner]
+        self._waiting = Asked(link, self._memory.pair(self._pair), time.monotonic())
+        if self._stream is not None:  # copied beside the gradients
+            start_thread(self._ask, link)
+        else:
+            self._ask(link, fresh)
 
-    def _part(self, link: Link, reason: str = "") -> None:
-        """Go on without a peer; `reason`: why, if it is not gone."""
+    def _ask(self, link: Link, fresh: bool = False) -> None:
+        with self._beside(), self.changed:
+            if waiting := self._asked_of(link):  # still
+                if link.theirs is not None:
+                    self.vectors.offer(waiting.pair[0], fresh)
+                self._say(link, ASK, self._pair)
+
+    def _beside(self) -> contextlib.AbstractContextManager[Any]:
+        """On a GPU: the gossip's own stream."""
+        return torch.cuda.stream(self._stream) if self._stream is not None else contextlib.nullcontext()
+
+    def _asked_of(self, link: Link) -> Asked | None:
+        """What this worker waits for, if it is this neighbour's answer."""
+        return self._waiting if self._waiting is not None and self._waiting.link is link else None
+
+    def _say(self, link: Link, word: bytes, pair: int) -> None:
+        with contextlib.suppress(*GONE):  # whoever reads notices
+            link.sock.sendall(word + pair.to_bytes(4, "little"))
+
+    # The thread of a neighbour
+
+    def _serve(self, link: Link) -> None:
+        """Hear a neighbour until its connection or the gossip ends."""
         with self.changed:
-            if self._links.get(link.peer) is not link:
+            if self._ended or link.peer in self._links or link.peer not in self._weights:
+                link.sock.close()
                 return
+            self._links[link.peer] = link
+            self.threads.append(threading.current_thread())
+            self._next()
+            self.changed.notify_all()
+        reason, poll = "", select.poll()
+        poll.register(link.sock, select.POLLIN)
+        try:
+            with self._beside():
+                while not self._ended:
+                    self._hear(link, poll)
+        except GONE as error:
+            reason = str(error) if isinstance(error, TimeoutError) else ""
+        except KeyError:
+            reason = "it says what is no word"
+        except Exception as error:
+            self.stop(f"{type(error).__name__}: {error}")
+            LOG.exception("rank %d trains on without gossip", self.rank)
+        self._part(link, reason)
+
+    def _part(self, link: Link, reason: str) -> None:
+        """Go on without a neighbour; `reason`: why, if it is not gone."""
+        with self.changed:
             del self._links[link.peer]
-            self._choose()
-            self.forget(link.sock)
+            link.sock.close()
             if reason:
                 self.failed[link.peer] = reason
                 LOG.warning("workers %d and %d average no more: %s", self.rank, link.peer, reason)
-            self._put_off = deque((other, pair) for other, pair in self._put_off if other is not link)
-            if self._waiting is not None and self._waiting.link is link:
+            if self._asked_of(link):
                 self._waiting = None
                 self.in_vain += 1
                 self._pair += 1
             self._next()
             self.changed.notify_all()
 
-    @contextlib.contextmanager
-    def _useful(self) -> Iterator[None]:
+    def _hear(self, link: Link, poll: select.poll) -> None:
+        """Wait for a word, a while at most, and do what it says; `TimeoutError` if an answer is overdue."""
         begun = time.thread_time()
-        yield
-        self.useful_cpu += time.thread_time() - begun
-
-    def _hear(self, link: Link) -> None:
-        """What a peer says."""
-        with self._from(link), self._useful():
-            said = read(link.sock, 5)
-            word, pair = said[:1], int.from_bytes(said[1:], "little")
+        said = poll.poll(AGAIN_MILLISECONDS if link.busy else 250 * self.timeout)  # a quarter of it
+        woken = time.thread_time()
+        if said:
+            heard = read(link.sock, 5)
+            word, pair = heard[:1], int.from_bytes(heard[1:], "little")
             {ASK: self._was_asked, GO: self._go, DONE: self._done, BUSY: self._busy, NO: self._no}[word](link, pair)
-
-    @contextlib.contextmanager
-    def _from(self, link: Link) -> Iterator[None]:
-        """Go on without a peer that is not there any more, or says what is no word."""
-        try:
-            yield
-        except GONE as error:
-            self._part(link, str(error) if isinstance(error, TimeoutError) else "")
-        except KeyError:
-            self._part(link, "it says what is no word")
-
-    def _was_asked(self, link: Link, pair: int) -> None:
+        if link.crossed is not None and self._asked_of(link) is None:
+            pair, link.crossed = link.crossed, None
+            self._was_asked(link, pair)
         with self.changed:
-            waiting = self._waiting
-            if self.frozen:
-                self._say(link, NO, pair)
-            elif waiting is not None and (max(waiting.link.peer, link.peer) < self.rank or waiting.late()):
-                self._say(link, BUSY, pair)
-            elif waiting is not None or self._answering:
-                self._put_off.append((link, pair))
-            else:
-                self._answer(link, pair)
+            self.overhead_cpu += woken - begun
+            self.useful_cpu += time.thread_time() - woken
+            if (waiting := self._asked_of(link)) and time.monotonic() > waiting.begun + self.timeout:
+                raise TimeoutError(f"no answer within {self.timeout:g} s")
+            if link.busy and not said:
+                link.busy = False
                 self._next()
 
-    def _answer(self, link: Link, pair: int) -> None:
-        """One side of an averaging. Under the lock."""
-        if link.theirs is None:
-            self._answering = True
-            self.call(lambda: self._answer_far(link, pair))
-            return
-        self.vectors.answer(*link.theirs.pair(pair))
-        self._say(link, DONE, pair)
-        self.answered[link.peer] += 1
+    def _was_asked(self, link: Link, pair: int) -> None:
+        """Answer at once, or when what is under way has ended."""
+        with self.changed:
+            if self._waiting is not None and max(self._waiting.link.peer, link.peer) < self.rank:
+                self._say(link, BUSY, pair)
+                return
+            if self._asked_of(link):  # both have asked; the other one, of the higher rank, will be busy
+                link.crossed = pair
+                return
+            self._put_off += 1
+            idle = self.changed.wait_for(lambda: not self._waiting and not self._answering, self.timeout / 4)
+            self._put_off -= 1
+            if far := idle and not self.frozen and link.theirs is None:
+                self._answering = True
+            else:
+                self._answer(link, pair, idle)
+        if far:
+            self._answer_far(link, pair)
+
+    def _answer(self, link: Link, pair: int, idle: bool) -> None:
+        """One side of an averaging, or why there is none. Under the lock."""
+        if idle and not self.frozen and link.theirs is not None:
+            self.vectors.answer(*link.theirs.pair(pair))
+            self._say(link, DONE, pair)
+            self.answered[link.peer] += 1
+        else:
+            self._say(link, NO if self.frozen else BUSY, pair)
+        self._next()
         self.changed.notify_all()
 
     def _answer_far(self, link: Link, pair: int) -> None:
         """The same where vectors have to travel; the lock is free meanwhile."""
         received, sent = self._travelling
-        with self._from(link), self._useful():
+        try:
             self._say(link, GO, pair)
             exactly(link.sock, bytes_of(received))
-            self.vectors.answer(received, sent)
-            self.answered[link.peer] += 1
+            with self.changed:
+                self.vectors.answer(received, sent)
+                self.answered[link.peer] += 1
             link.sock.sendall(DONE + pair.to_bytes(4, "little"))
             link.sock.sendall(bytes_of(sent))
-        with self.changed:
-            self._answering = False
-            self._next()
-            self.changed.notify_all()
+        finally:
+            with self.changed:
+                self._answering = False
+                self._next()
+                self.changed.notify_all()
 
-    def _go(self, link: Link, pair: int) -> None:
-        if self._waiting is not None and self._waiting.link is link:
-            self.vectors.offer(self._waiting.pair[0])
-            link.sock.sendall(bytes_of(self._waiting.pair[0]))
+    def _go(self, link: Link, _pair: int) -> None:
+        if waiting := self._asked_of(link):
+            self.vectors.offer(waiting.pair[0])
+            link.sock.sendall(bytes_of(waiting.pair[0]))
 
-    def _done(self, link: Link, pair: int) -> None:
+    def _done(self, link: Link, _pair: int) -> None:
+        """The other side of an averaging."""
+        if (waiting := self._asked_of(link)) is None:
+            return
+        if link.theirs is None:
+            exactly(link.sock, bytes_of(waiting.pair[1]))
         with self.changed:
-            waiting = self._waiting
-            if waiting is None or waiting.link is not link or pair != self._pair:
-                return
-            if link.theirs is None:
-                exactly(link.sock, bytes_of(waiting.pair[1]))
             self.vectors.average(*waiting.pair)
             self.asked[link.peer] += 1
             self.owed -= 1
@@ -322,12 +362,11 @@ class Averaging(Links):
 
     def _busy(self, link: Link, pair: int) -> None:
         self._no(link, pair)
-        self._again = time.monotonic() + AGAIN_SECONDS
+        link.busy = True
 
-    def _no(self, link: Link, pair: int) -> None:
+    def _no(self, link: Link, _pair: int) -> None:
         """Asked in vain: later once more."""
         with self.changed:
-            if self._waiting is not None and self._waiting.link is link and pair == self._pair:
+            if self._asked_of(link):
                 self._waiting = None
-                self._answer_all()
                 self.changed.notify_all()

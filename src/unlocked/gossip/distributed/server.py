@@ -15,14 +15,13 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from dataclasses import dataclass, field
 from typing import IO, Any, cast
 
 import numpy as np
 
 from unlocked.gossip.distributed.hub import Hub
-from unlocked.gossip.distributed.wire import GONE, introduced
+from unlocked.gossip.distributed.wire import GONE, admit, introduced, start_thread
 
 PATIENCE = 300.0  # seconds until all workers must have come
 
@@ -44,13 +43,8 @@ class Service(Hub):
         self.answers = {"timed": self._timed, "share": self._share, "leave": self._leave}
         self._key, self._round, self._times = key, Round(), dict[int, tuple[int, float]]()
 
-    def welcome(self, listener: socket.socket) -> None:
-        """Let workers in, for ever; who does not know the key keeps nobody else waiting."""
-        while True:
-            accepted, _ = listener.accept()
-            threading.Thread(target=self._let_in, args=[accepted], daemon=True).start()
-
-    def _let_in(self, sock: socket.socket) -> None:
+    def welcome(self, sock: socket.socket) -> None:
+        """Let a worker in, and hear it until it goes."""
         with contextlib.suppress(*GONE):
             channel, (rank,) = introduced(sock, self._key, server=True)
             self.join(rank, channel)
@@ -95,7 +89,7 @@ def main() -> None:
     service = Service(bytes.fromhex(given["key"]))
     listener = socket.create_server((given["address"], 0), backlog=given["workers"])
     print(listener.getsockname()[1], flush=True)
-    threading.Thread(target=service.welcome, args=[listener], daemon=True).start()
+    start_thread(admit, listener, service.welcome)
     with service.changed:
         service.changed.wait_for(lambda: len(service.channels) == given["workers"], PATIENCE)
         service.changed.wait_for(lambda: not service.here)
@@ -111,7 +105,7 @@ def start(workers: int, address: str, key: bytes) -> int:
         text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
     )
-    threading.Thread(target=process.wait, daemon=True).start()  # nothing is left of it when it has ended
+    start_thread(process.wait)  # nothing is left of it when it has ended
     with cast(IO, process.stdin) as its_input, cast(IO, process.stdout) as its_output:
         print(json.dumps({"workers": workers, "address": address, "key": key.hex()}), file=its_input, flush=True)
         return int(its_output.readline())

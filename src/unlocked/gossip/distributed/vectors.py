@@ -1,8 +1,8 @@
-"""A worker's vectors and the lock that guards them: both threads of a worker change them here and nowhere else.
+"""A worker's vectors and the lock that guards them: all threads of a worker change them here and nowhere else.
 
 The lock is held for the length of an update (see `momentum`), never while a gradient is computed or a vector is on its
-way. On a GPU the two threads use streams of their own: whoever holds the lock lets its stream wait for the work that
-the last holder had queued.
+way. On a GPU gradients and gossip use streams of their own: whoever holds the lock lets its stream wait for the work
+that the last holder had queued.
 """
 
 from __future__ import annotations

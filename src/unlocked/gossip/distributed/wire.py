@@ -18,6 +18,7 @@ import socket
 import stat
 import struct
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,20 @@ def introduced(
     except GONE:
         sock.close()
         raise
+
+
+def start_thread(task: Callable[..., object], *arguments: Any) -> threading.Thread:
+    """A thread that does not outlive the process."""
+    thread = threading.Thread(target=task, args=arguments, daemon=True)
+    thread.start()
+    return thread
+
+
+def admit(listener: socket.socket, welcome: Callable[[socket.socket], None]) -> None:
+    """Let in whoever comes, until the listener is closed: who has nothing to say keeps nobody else waiting."""
+    while listener.fileno() >= 0:
+        with contextlib.suppress(OSError):
+            start_thread(welcome, listener.accept()[0])
 
 
 def shared_key(other: bytes = b"") -> bytes:

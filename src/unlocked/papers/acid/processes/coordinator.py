@@ -14,7 +14,6 @@ may have done; their mean seconds), `show` (an occasion; whether to end the aver
 
 from __future__ import annotations
 
-import functools
 import signal
 import threading
 import time
@@ -27,6 +26,7 @@ from unlocked.console import say
 from unlocked.errors import MachineError
 from unlocked.gossip.distributed.hub import Hub
 from unlocked.gossip.distributed.rendezvous import START_SECONDS
+from unlocked.gossip.distributed.wire import start_thread
 from unlocked.papers.acid.processes.launch import Line
 from unlocked.papers.acid.processes.state import Checkpoint, Death, Sample, State, Tally
 
@@ -80,10 +80,8 @@ class Coordinator(Hub):
             self.members[number] = Member(number, process, self.done(number))
             self.join(number, channel)
         self.pool = total - self.counted
-        tasks: list[Callable[[], None]] = [functools.partial(self._attend, n, first) for n in self.members]
-        self.threads = [threading.Thread(target=task, daemon=True) for task in (*tasks, self._watch)]
-        for thread in self.threads:
-            thread.start()
+        self.threads = [start_thread(self._attend, number, first) for number in self.members]
+        self.threads.append(start_thread(self._watch))
 
     # What is so
 
@@ -274,7 +272,7 @@ class Coordinator(Hub):
             return
         if not self.gossip:
             until = min(self.total // len(self.members), min(map(self.done, self.here)) + want)
-            until = max([until, *(m.until for m in self.alive)])
+            until = max([until, *(m.until for m in self.alive)])  # a step that one takes all must take
         else:
             # towards the end in small portions, so that all end at about the same time
             want = min(want, max(1, self.pool // (2 * len(self.alive))))

@@ -22,7 +22,7 @@ class Tally:
     averagings: int = 0
     transfer_seconds: float = 0.0  # between asking a peer and having averaged
     useful_cpu_seconds: float = 0.0  # of gossip: in transfers and updates
-    overhead_cpu_seconds: float = 0.0  # of the gossip's thread: all the rest
+    overhead_cpu_seconds: float = 0.0  # of the gossip's threads: all the rest
     # histograms: the k-th entry counts gradients with k averagings ...
     staleness: list[int] = field(default_factory=list)  # ... between their read and their step
     between: list[int] = field(default_factory=list)  # ... between the last gradient's step and theirs

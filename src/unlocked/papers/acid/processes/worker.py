@@ -26,7 +26,7 @@ from unlocked.gossip import topology
 from unlocked.gossip.distributed.averaging import Averaging
 from unlocked.gossip.distributed.rendezvous import interface_address
 from unlocked.gossip.distributed.vectors import Vectors
-from unlocked.gossip.distributed.wire import GONE, Channel
+from unlocked.gossip.distributed.wire import GONE, Channel, start_thread
 from unlocked.gossip.workers import Networks
 from unlocked.papers.acid import common, gossip
 from unlocked.papers.acid.processes.state import State, Tally, count
@@ -160,7 +160,7 @@ class Worker:
 
     def run_to_end(self) -> None:
         """Set up, train while there is something to do, send the final state; returns when the coordinator lets go."""
-        threading.Thread(target=self._listen, daemon=True).start()
+        start_thread(self._listen)
         try:
             self.set_up()
             seconds = self.warm_up()
@@ -238,8 +238,8 @@ class Worker:
         tally.averagings = sum(tally.asked) + sum(tally.answered)
         tally.in_vain = before.in_vain + own.in_vain
         tally.transfer_seconds = before.transfer_seconds + own.seconds
-        tally.useful_cpu_seconds = before.useful_cpu_seconds + own.useful_cpu + own.asking_cpu
-        tally.overhead_cpu_seconds = before.overhead_cpu_seconds + max(0.0, own.cpu - own.useful_cpu)
+        tally.useful_cpu_seconds = before.useful_cpu_seconds + own.useful_cpu
+        tally.overhead_cpu_seconds = before.overhead_cpu_seconds + own.overhead_cpu
         return tally
 
     # The listener
