@@ -132,7 +132,6 @@ class Recorded(async_gossip.Worker):
     def __init__(self, *arguments: Any) -> None:
         self.events: list[tuple[str, float, Any]] = []
         self.asked = (0, 0.0)  # place among the events, and time, of the last question
-        self.answering = False
         super().__init__(*arguments)
 
     def step(self) -> None:
@@ -144,16 +143,13 @@ class Recorded(async_gossip.Worker):
         self.asked = len(self.events), self.last
 
     def answer(self, *arguments: Any) -> None:
-        self.answering = True
         super().answer(*arguments)
-        self.answering = False
         self.events.append(("answers", self.last, None))
 
     def average(self, *arguments: Any) -> None:
         super().average(*arguments)
-        if not self.answering:
-            place, time_of = self.asked
-            self.events.insert(place, ("asks", time_of, None))
+        place, time_of = self.asked
+        self.events.insert(place, ("asks", time_of, None))
 
 
 def record(rank: int, lockstep: bool, dtype: torch.dtype, steps: int = 40) -> dict[str, Any]:
