@@ -109,19 +109,16 @@ class Averaging:
 
     def meet(self, places: dict[int, tuple[str, int]]) -> None:
         """Connect to all neighbours of lower ranks in `places` (host and port by rank); the others come."""
-        for peer in places.keys() & self._weights.keys():
+        for peer in sorted(places.keys() & self._weights.keys()):
             if peer < self.rank:
-                start_thread(self._visit, places[peer])
+                with contextlib.suppress(*GONE):
+                    self._welcome(socket.create_connection(places[peer], timeout=self.timeout), server=False)
 
     def linked(self, peers: set[int]) -> bool:
         """Wait until all neighbours among `peers` are there, or the timeout is over."""
         wanted = peers & self._weights.keys()
         with self.changed:
             return self.changed.wait_for(lambda: wanted <= self._links.keys(), self.timeout)
-
-    def _visit(self, place: tuple[str, int]) -> None:
-        with contextlib.suppress(*GONE):
-            self._welcome(socket.create_connection(place, timeout=self.timeout), server=False)
 
     def _welcome(self, sock: socket.socket, server: bool) -> None:
         """Tell each other who and where one is, then stay in touch; strangers are turned away."""
@@ -134,7 +131,14 @@ class Averaging:
             sock.close()
             return
         sock.settimeout(self.timeout)
-        self._serve(Link(peer, sock, memory if mapped else None))
+        with self.changed:
+            if self._ended or peer in self._links or peer not in self._weights:
+                sock.close()
+                return
+            self._links[peer] = link = Link(peer, sock, memory if mapped else None)
+            self.threads.append(start_thread(self._serve, link))
+            self._next()
+            self.changed.notify_all()
 
     # The training's thread
 
@@ -234,14 +238,6 @@ class Averaging:
 
     def _serve(self, link: Link) -> None:
         """Hear a neighbour until its connection or the gossip ends."""
-        with self.changed:
-            if self._ended or link.peer in self._links or link.peer not in self._weights:
-                link.sock.close()
-                return
-            self._links[link.peer] = link
-            self.threads.append(threading.current_thread())
-            self._next()
-            self.changed.notify_all()
         reason, poll = "", select.poll()
         poll.register(link.sock, select.POLLIN)
         try:
