@@ -124,7 +124,7 @@ def together(graph: nx.Graph, rate: float = 2.0, length: int = 50) -> Iterator[l
         for worker in workers:
             worker.meet(places)
             worker.vectors.begin(0.001, 0.0)
-            worker.begin()
+            worker.resume()
         assert all(worker.linked({*places}) for worker in workers)
         yield workers
     finally:

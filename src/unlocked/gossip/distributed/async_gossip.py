@@ -178,7 +178,7 @@ class AsyncGossip:
         self._averaging.meet(places)
         if not self._averaging.linked({*places}):
             LOG.warning("rank %d starts without some of its neighbours: they did not come in time", self.rank)
-        self._averaging.begin()
+        self._averaging.resume()
         dist.barrier(self._group)
 
     # The training's thread
@@ -273,11 +273,12 @@ class AsyncGossip:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there, on every rank from its own, before its first step. The model gets x."""
         vectors, counts, own = self._vectors, {**state["counts"]}, self._averaging
+        own.hold()  # until the first step
         with self._changed:
             own.owed, self._counts = counts.pop("owed"), counts
             own.asked.update(state["peers"]["asked"])
             own.answered.update(state["peers"]["answered"])
-            own.begin(counts["steps"])
+            own.skip(counts["steps"])
         vectors.become(state["x"])
         vectors.restore(state["x"], state["x_tilde"], vectors.m)
         if counts["timed"]:

@@ -142,11 +142,10 @@ class Averaging:
 
     # The training's thread
 
-    def begin(self, skip: int = 0) -> None:
-        """Take part from now on; `skip`: gradients that were done before."""
-        for _ in range(skip):
+    def skip(self, gradients: int) -> None:
+        """Go on after so many gradients."""
+        for _ in range(gradients):
             next(self._debts)
-        self.resume()
 
     def after_step(self, step: Callable[[], Any]) -> Any:
         """`step` moves the vectors; what it makes due is begun. Returns what `step` does."""
@@ -169,7 +168,7 @@ class Averaging:
             return self.changed.wait_for(lambda: not self._waiting and not self._answering, 2 * self.timeout)
 
     def resume(self) -> None:
-        """The inverse of `hold`."""
+        """Take part from now on; the inverse of `hold`."""
         with self.changed:
             self.frozen = False
             self._next()

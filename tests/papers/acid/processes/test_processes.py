@@ -152,6 +152,20 @@ def test_continued_runs_lose_nothing(short: Short, started: Started) -> None:
     assert last.metrics["training_seconds"] > state["seconds"] > 0
 
 
+def test_a_run_that_lacks_its_end_alone_gets_it(short: Short, started: Started) -> None:
+    """Saved when all gradients are done: the workers are set up once more, for the average."""
+    first, second = started(short(40)), started(short(40))
+    for span in range(first.spans):
+        for _ in first.advance(span, 0):
+            pass
+    state = first.state()
+    first.close()
+    second.restore(state)
+    last = drive(second)[-1]
+    assert check_accounts(second)["gradients_per_worker"] == [own["tally"]["steps"] for own in state["states"].values()]
+    assert last.metrics["training_seconds"] == state["seconds"] > 0
+
+
 def test_nobody_spins(short: Short, started: Started) -> None:
     """While nothing may be done, four workers and their threads use next to no CPU time."""
     training = started(short(4000))

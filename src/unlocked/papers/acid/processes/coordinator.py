@@ -68,7 +68,7 @@ class Coordinator(Hub):
         self.awaited: Callable[[], bool] | None = None  # what the main thread waits for
         self.closing = threading.Event()
         self.paused = self.running = self.closed = False
-        self.begun = self.trained = 0.0
+        self.begun, self.trained = 0.0, past.seconds
         self.answers = {
             "ready": self._ready,
             "progress": self._progress,
@@ -151,7 +151,6 @@ class Coordinator(Hub):
 
     def save(self) -> Checkpoint:
         """Everything as it is between gradients, while nobody averages; then all go on."""
-        self.wait(lambda: self.running)
         now = self._stop(SAVE)
         with self.changed:
             self.begun += self.seconds() - now.seconds
@@ -173,6 +172,7 @@ class Coordinator(Hub):
 
         An averaging is in both states or in none: who has shown its own has ended what it asked, and refuses others.
         """
+        self.wait(lambda: self.running)
         with self.changed:
             self.paused = True
         self.wait(self.quiet)

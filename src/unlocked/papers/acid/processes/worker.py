@@ -120,6 +120,7 @@ class Worker:
         self.vectors.restore(state.x, state.x_tilde, state.m)
         self.vectors.averagings = self.stepped = state.tally.averagings
         self.networks.restore([state.buffers])
+        self.averaging.skip(state.tally.steps)
         self.averaging.owed = state.owed
         self.averaging.asked.update(dict(enumerate(state.tally.asked)))
         self.averaging.answered.update(dict(enumerate(state.tally.answered)))
@@ -265,7 +266,7 @@ class Worker:
     def _meet(self, places: list[tuple[int, str, int]], unit: float) -> None:
         self.vectors.begin(unit, 0.0 if self.past is None else self.past.age)
         self.averaging.meet({worker: (host, port) for worker, host, port in places})
-        self.averaging.begin(self.tally.steps)
+        self.averaging.resume()
 
     def _granted(self, until: int, unit: float) -> None:
         with self.changed:
