@@ -49,6 +49,7 @@ class ProcessTraining:
         model = common.build_model(run, data)
         self.start = common.initial_parameters(run, data, model).cpu()
         self.measures, self.sgd = gossip.Measures(run, model, data), common.sgd_of(run, model, 0)
+        self.constants = gossip.constants_of(run)
         self.coordinator: Coordinator | None = None
         self.store: Store | None = None  # of all-reduce's workers, who find each other through it
         workers = range(run.workers)
@@ -127,9 +128,9 @@ class ProcessTraining:
 
     def engine_of(self, states: Sequence[State]) -> Engine:
         """The simulator's engine, in which these workers are at time 0 as their states were when they were taken."""
-        x, constants = torch.stack([state.x for state in states]), gossip.constants_of(self.run)
-        engine = Engine(x, constants, self.sgd, dynamics="exact", batched=False, read_at_start=False)
-        if constants.momentum:
+        x = torch.stack([state.x for state in states])
+        engine = Engine(x, self.constants, self.sgd, dynamics="exact", batched=False, read_at_start=False)
+        if self.constants.momentum:
             engine.x_tilde = torch.stack([state.x_tilde for state in states])
         engine.last = -np.array([state.age for state in states])
         return engine
