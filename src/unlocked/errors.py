@@ -59,6 +59,11 @@ def storage_error(error: BaseException, folder: Path) -> StorageError | None:
     return None
 
 
+def one_line(error: BaseException) -> str:
+    """An exception's message in one line; its type where it says nothing."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def choose(setting: str, value: object, known: Iterable[str]) -> str:
     """Return `value` if it is one of `known`, else raise a `SettingError` that lists them, of very many the nearest."""
     known = list(known)

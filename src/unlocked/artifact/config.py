@@ -20,7 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from unlocked.artifact import pilot
 from unlocked.artifact.pilot import Cell
-from unlocked.errors import SettingError, choose
+from unlocked.errors import SettingError, choose, one_line
 from unlocked.papers import PAPERS
 from unlocked.papers.run import Paper, PaperScale, Run
 from unlocked.settings import Settings, build, dotted, flatten, inside, nest, plain, setting
@@ -35,7 +35,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         values = yaml.load(path.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise SettingError("config file", str(path), " ".join(str(error).split())) from None
+        raise SettingError("config file", str(path), one_line(error)) from None
     if not isinstance(values, dict):
         raise SettingError("config file", str(path), "must hold settings by name")
     return values
@@ -50,7 +50,7 @@ def from_dotlist(overrides: Iterable[str]) -> dict[str, Any]:
         try:
             merged = OmegaConf.merge(merged, OmegaConf.from_dotlist([text]))
         except Exception as error:  # whatever the parser of values meets
-            raise SettingError("override", text, " ".join(str(error).split())) from None
+            raise SettingError("override", text, one_line(error)) from None
     return container(merged)
 
 

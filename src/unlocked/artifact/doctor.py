@@ -25,7 +25,7 @@ import torch
 from unlocked.artifact.config import ROOT, SCALES
 from unlocked.artifact.folders import existing_part
 from unlocked.artifact.plan import Plan
-from unlocked.errors import DataError
+from unlocked.errors import DataError, one_line
 from unlocked.papers import PAPERS
 from unlocked.papers.run import OVERHEAD
 from unlocked.units import human_bytes, human_time
@@ -61,7 +61,7 @@ def examine(root: Path, results: Path) -> Iterator[str]:
         try:
             yield finding(f"data {name}", data.load(name, root, download=False, verify=False).source)
         except DataError as error:
-            yield finding(f"data {name}", "not found", " ".join(str(error).split()))
+            yield finding(f"data {name}", "not found", one_line(error))
     yield slurm()
     yield storage(results)
 

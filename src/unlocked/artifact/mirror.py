@@ -18,6 +18,7 @@ from typing import Any
 
 from unlocked.artifact.record import partial, provenance
 from unlocked.console import say
+from unlocked.errors import one_line
 from unlocked.papers.run import Run
 
 THREAD = ThreadPoolExecutor(max_workers=1, thread_name_prefix="wandb")  # in which W&B is imported, started and called
@@ -55,8 +56,7 @@ class Mirror:
             if self._wanted:
                 call(*arguments)
         except Exception as error:
-            reason = " ".join(str(error).split()) or type(error).__name__
-            say(f"{self.name} is not mirrored to W&B ({reason}); its record is complete")
+            say(f"{self.name} is not mirrored to W&B ({one_line(error)}); its record is complete")
             self._wanted = False
 
     def _start(self, run: Run, folder: Path, items: Iterable[str]) -> None:

@@ -12,12 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from unlocked.errors import DataError
-
-
-def line(error: BaseException) -> str:
-    """An exception's message in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+from unlocked.errors import DataError, one_line
 
 
 @contextmanager
@@ -26,7 +21,7 @@ def reading(path: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise DataError(f"{path} is damaged: {line(error)}") from error
+        raise DataError(f"{path} is damaged: {one_line(error)}") from error
 
 
 def fetch(may: bool, missing: str, advice: str, download: Callable[[], object]) -> None:
@@ -36,7 +31,7 @@ def fetch(may: bool, missing: str, advice: str, download: Callable[[], object]) 
     try:
         download()
     except Exception as error:  # whatever the network, the server or the archive did, the advice is the same
-        raise DataError(f"{missing} and could not be downloaded ({line(error)}): {advice}") from error
+        raise DataError(f"{missing} and could not be downloaded ({one_line(error)}): {advice}") from error
 
 
 def unpickled(paths: Sequence[Path], classes: int, first: int) -> tuple[np.ndarray, np.ndarray]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from unlocked.errors import DataError
-from unlocked.vision.data.files import line, unpickled
+from unlocked.errors import DataError, one_line
+from unlocked.vision.data.files import unpickled
 from unlocked.vision.data.registry import Part, data_set
 
 IMAGES = (1_281_167, 50_000)
@@ -32,7 +32,7 @@ def imagenet(root: Path, _download: bool, _verify: bool) -> tuple[Part, Part, st
         train, test = (ImageFolder(str(base / part)) for part in ("train", "val"))
     except FileNotFoundError as error:
         advice = f"get ILSVRC 2012 from image-net.org and unpack it into {base}/train/<class>/ and {base}/val/<class>/"
-        raise DataError(f"ImageNet is not (or not whole) in {base} ({line(error)}): {advice}") from error
+        raise DataError(f"ImageNet is not (or not whole) in {base} ({one_line(error)}): {advice}") from error
     if train.classes != test.classes:
         odd = min(set(train.classes) ^ set(test.classes))
         raise DataError(f"{base}: train and val must hold the same classes; {odd} is in one only")
