@@ -32,12 +32,14 @@ ACID = {
     "released_workers": 4, "released_width": 0.03125, "released_epochs": 0.2, "large.workers": [4],
     "large.most_workers": 4, "large.epochs": 1, "training.optim.epochs": 1, "training.evaluation.points": 4,
     "training.evaluation.train_limit": 100, "strength_workers": [4], "learning_rates": [0.02, 0.05], "disagreement": 20,
+    "items.engines.seeds": 2,
 }  # fmt: skip
 FORWARD = {
     "widths": [0.03125, 0.0625], "cost_width": 0.0625, "tangents": 2, "large.width": 0.03125,
     "training.model.width": 0.0625, "training.data.train_limit": 64, "training.data.test_limit": 40,
     "training.optim.batch_size": 32, "training.optim.epochs": 1, "training.evaluation.points": 2,
     "training.evaluation.recalibration_batches": 1, "training.measure.batch_size": 16,
+    "items.noise.seeds": 2,
 }  # fmt: skip
 SMALL = {"acid": ACID, "forward_gradient": FORWARD}
 OVERRIDES = ["seeds=[0,1]", *(f"{paper}.{key}={value}" for paper in SMALL for key, value in SMALL[paper].items())]
