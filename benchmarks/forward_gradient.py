@@ -1,8 +1,8 @@
 """What a gradient estimate costs against backpropagation: `python benchmarks/forward_gradient.py`, half an hour idle.
 
 Writes `benchmarks/results/forward_gradient.json` and `forward_gradient.md`: CPU time, wall time and peak memory of a
-step in every space, with every guess, in both modes, each as a ratio to backpropagation in the same run; what is to be
-reached at best; and where the time of a step goes.
+step in every space, with every guess, in both modes, each as a ratio to backpropagation in the same run; the least that
+it could cost; and where the time of a step goes.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ FORWARD_MODE = {  # one Jacobian-vector product per block
     "forward_mode_weight": Method("global", "local", "weight", per_block=True, mode="forward_mode"),
 }
 MEANINGS = {
+    "cpu_bare_activity": "CPU time of the passes that a step in the activities needs, no more / of a backpropagation",
+    "cpu_bare_averaged": "the same of one in the weights with a coefficient per tensor",
     "cpu_activity": "CPU time of a step with local guesses in the activities / of a backpropagation",
     "cpu_averaged": "the same, in the weights with a coefficient per tensor",
     "cpu_per_sample": "the same, in the weights with a coefficient per sample",
@@ -62,13 +64,11 @@ def ratios(options: pages.Options) -> dict[str, float]:
     """Three spaces with a global target and a local guess."""
     torch.set_num_threads(1)
     net, images, labels = fresh(options.width)
-    contestants: dict[str, Callable[[], object]] = {PEER: partial(backpropagation, net, images, labels)}
-    contestants |= {
-        name: partial(step, net, images, labels, method) for name, method in (SPACES | FORWARD_MODE).items()
-    }
-    times = pages.race(contestants, options.turns)
-    peaks = {name: float(peak_bytes(compute)) for name, compute in contestants.items()}
-    numbers = {f"cpu_{name}": pages.ratio(times[name], times[PEER]) for name in (*SPACES, *FORWARD_MODE)}
+    steps = {PEER: backpropagation} | BARE | {name: partial(step, method=one) for name, one in METHODS.items()}
+    own = {name: partial(compute, net, images, labels) for name, compute in steps.items()}
+    times = pages.race(own, options.turns)
+    peaks = {name: float(peak_bytes(own[name])) for name in (PEER, *SPACES)}
+    numbers = {f"cpu_{name}": pages.ratio(times[name], times[PEER]) for name in own if name != PEER}
     numbers |= {f"memory_{name}": peaks[name] / peaks[PEER] for name in SPACES}
     from_images = computations(net, 0, images, labels, torch.Generator().manual_seed(0))
     numbers["forward_mode_memory_block0"] = peak_bytes(from_images["jvp"]) / peak_bytes(from_images[PEER])
@@ -97,10 +97,40 @@ def step(net: Net, images: Tensor, labels: Tensor, method: Method) -> Estimate:
     return estimate(net.blocks, net.auxiliaries, images, labels, method, generator=noise, update_statistics=True)
 
 
+def bare(net: Net, images: Tensor, labels: Tensor, averaged: bool) -> list[tuple[Tensor, ...]]:
+    """The floor: the passes that a step with local guesses cannot do without, by plain autograd, nothing between them.
+
+    Forward once; every auxiliary net forward and backward; the target back through all blocks, for inputs alone or, in
+    the weights, also for parameters; and in every block but the last what was guessed back to its parameters.
+    """
+    passes, features, found = [], images, []
+    for block in net.blocks:
+        inputs = features.detach().requires_grad_()
+        features = block(inputs)
+        passes.append((inputs, features))
+    guesses = []
+    for (_, outputs), head in zip(passes, net.auxiliaries, strict=True):
+        at = outputs.detach().requires_grad_()
+        guess, *of_head = torch.autograd.grad(cross_entropy(head(at), labels), [at, *head.parameters()])
+        guesses.append(guess)
+        found.append(tuple(of_head))
+    target = guesses.pop()
+    for index in reversed(range(len(passes))):
+        (inputs, outputs), parameters = passes[index], list(net.blocks[index].parameters())
+        is_last = index == len(guesses)
+        wanted = [inputs] * (index > 0) + parameters * (averaged or is_last)
+        if wanted:
+            target, *_ = torch.autograd.grad(outputs, wanted, target, retain_graph=not is_last)
+        if not is_last:
+            found.append(torch.autograd.grad(outputs, parameters, guesses[index]))
+    return found
+
+
+METHODS = SPACES | FORWARD_MODE
+BARE = {f"bare_{name}": partial(bare, averaged=name == "averaged") for name in ("activity", "averaged")}
+
 # All guesses, both modes
 
-# Units of one forward pass, backpropagation being 3: see the text
-FLOORS = {"activity": 1.35, "averaged": 1.7, "per_sample": 2.0}
 # In forward mode a coefficient takes a Jacobian-vector product: per block, per tensor, or one per sample and block
 IN_FORWARD_MODE = {
     "activity, per block": FORWARD_MODE["forward_mode_activity"],
@@ -110,23 +140,23 @@ IN_FORWARD_MODE = {
 }
 
 
-def contestants(width: float) -> dict[str, Method | None]:
-    """The method of every step by name; None: backpropagation. Forward mode where it does not take hours."""
-    methods: dict[str, Method | None] = {PEER: None}
-    for name, method in SPACES.items():
-        methods |= {
-            f"{name}, {guess}, projection": replace(method, guess=guess) for guess in ("local", "ntk", "random")
-        }
+def contestants(width: float) -> dict[str, Callable[[Net, Tensor, Tensor], object]]:
+    """Every step by name. Forward mode where it does not take hours."""
+    methods = {
+        f"{name}, {guess}, projection": replace(method, guess=guess)
+        for name, method in SPACES.items()
+        for guess in ("local", "ntk", "random")
+    }
     if width < 1:
         methods |= {f"{name}, local, forward_mode": method for name, method in IN_FORWARD_MODE.items()}
-    return methods
+    floors = {f"{name.removeprefix('bare_')}, local, floor": compute for name, compute in BARE.items()}
+    return {PEER: backpropagation} | floors | {name: partial(step, method=one) for name, one in methods.items()}
 
 
 def computation(width: float, name: str) -> Callable[[], object]:
     """One step of a contestant on a fresh net."""
     torch.set_num_threads(1)
-    method, batch = contestants(width)[name], fresh(width)
-    return partial(backpropagation, *batch) if method is None else partial(step, *batch, method)
+    return partial(contestants(width)[name], *fresh(width))
 
 
 def resident(width: float, name: str) -> float:
@@ -166,7 +196,6 @@ def table(width: float, turns: int) -> pages.Rows:
             "wall": median(one[1] / other[1] for one, other in zip(own, times[PEER], strict=False)),
             "peak tensors": peaks[name][0] / peaks[PEER][0],
             "peak resident": peaks[name][1] / peaks[PEER][1],
-            "floor (CPU)": FLOORS.get(name.split(",")[0]) if name.endswith("local, projection") else None,
             "CPU seconds": median(one[0] for one in own),
             "MB of tensors": peaks[name][0] / 2**20,
         }
@@ -205,9 +234,9 @@ CPU and wall time the median over turns in which the contestants alternate, on o
 the step's tensors take beyond what was there before, counted operation by operation; peak resident that of a fresh
 process that takes two steps, of which Python and torch take half a gigabyte.
 
-The floor, with a forward pass costing 1, gradients for inputs 1 and for weights 1, and backpropagation 3. Activity: one
-forward, the target's input gradients, one backward inside every block, auxiliary nets: 4. Averaged: 5, for target and
-guess both need weight gradients. Per sample: 6.
+The floor of a step is timed, not counted: the passes that it cannot do without, by plain autograd, nothing between
+them. In the activities: one forward, auxiliary nets forward and backward, the target back for inputs alone, and what
+was guessed back inside every block. In the weights with a coefficient per tensor also the target's weight gradients.
 
 {table}
 

@@ -25,7 +25,7 @@ SPACES = ("activity", "averaged", "per_sample")
 PROMISED = {
     "gossip": {"engine_overhead", "batched_speedup_mlp_64", "batched_speedup_conv_64"},
     "forward_gradient": {f"{what}_{space}" for what in ("cpu", "memory") for space in SPACES}
-    | {"forward_mode_memory_block0"},
+    | {"cpu_bare_activity", "cpu_bare_averaged", "forward_mode_memory_block0"},
     "processes": {
         *(f"gossip_on_off_{network}_2" for network in ("mlp", "conv")),
         *("gossip_on_off_waiting_4", "core_milliseconds_per_averaging", "core_milliseconds_floor"),
