@@ -159,6 +159,24 @@ def test_estimates_grow_with_the_work(tiny_run: Any) -> None:
     assert tiny_run(wide, workers=64).estimate().memory_mb > tiny_run(wide).estimate().memory_mb
 
 
+def test_runs_without_a_rate_have_that_of_their_method(plans: dict[str, Plan]) -> None:
+    """Named by no grid, or null in it; by SGD momentum and partition too. An item has the pilot's cells it asks for."""
+    reduced = plans["reduced"]
+    cells = {cell.name: cell for cell in reduced.scale.cells["acid"]}
+    for partition, momentum, name in [
+        ("label_sorted", 0.0, "mlp_plain_label_sorted"),
+        ("dirichlet", 0.9, "mlp_dirichlet"),
+    ]:
+        own = [
+            run
+            for run in map(reduced.runs.get, reduced.item("acid_conditions").runs)
+            if (run.method, run.data.partition, run.optim.momentum) == ("acid", partition, momentum)
+        ]
+        assert own and {run.optim.lr for run in own} == {cells[f"{name}/acid"].choice.lr}
+    shown = set(reduced.item("acid_learning_rate_conditions").runs)
+    assert shown == {one for name in cells if name.startswith("mlp") for one in reduced.pilot["acid"][name]}
+
+
 def test_points_cross() -> None:
     """Lists are crossed, seeds innermost."""
     grid = {"graph": ["ring", "star"], "workers": [4, 8], "rate": 1.0}

@@ -29,7 +29,7 @@ METHODS = {
 OWN = PaperScale(
     regimes=REGIMES,
     pilot=PilotSettings(
-        {"conv": {"methods": ["fast", "slow"]}, "mlp": {"seeds": 2}},
+        {"conv": {"methods": ["fast", "slow"]}, "mlp": {"seeds": 2, "rates": [0.5, 0.1]}},
         ("model.name",),
         methods=METHODS,
         rates=(0.1, 0.01),
@@ -49,6 +49,7 @@ def test_a_run_belongs_to_the_first_cell_that_fits() -> None:
     for name, settings in first.items():
         assert next(cell.name for cell in cells if cell.has(settings)) == name
     assert not any(cell.has({"model.name": "resnet18", "method": "baseline"}) for cell in cells)
+    assert (cells[0].rates, cells[2].rates) == ((0.01, 0.1), (0.1, 0.5))
     assert next(cells[0].points([7])) == {
         "model.name": "conv", "optim.epochs": 2.0, "method": "baseline", "rate": 2.0, "optim.lr": 0.01, "seed": 7,
     }  # fmt: skip

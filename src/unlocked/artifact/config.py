@@ -179,8 +179,10 @@ class Bases:
     def run(self, point: Mapping[str, Any]) -> Run:
         """The run of one grid point, `{"workers": 16, "data.partition": "dirichlet"}`.
 
-        Shared settings go to the kinds that have them; a point may hold no setting that its kind does not have.
+        Shared settings go to the kinds that have them; a point may hold no setting that its kind does not have. Without
+        a learning rate (none named, or null) the run has its method's own, from the pilot.
         """
+        point = {key: value for key, value in point.items() if (key, value) != ("optim.lr", None)}
         kind = self.paper.kind_of({**self.shared, **point})
         if kind not in self._of_kind:
             self._of_kind[kind] = {key: value for key, value in self.shared.items() if key in dotted(kind)}

@@ -57,23 +57,23 @@ def cells(own: PaperScale, chosen: Mapping[str, Any]) -> list[Cell]:
     """The cells of a paper's pilot, in the order in which they are tried; `chosen`: the paper's part of the file."""
     regimes = {name: build(PilotRegime, values) for name, values in own.pilot.regimes.items()}
     return [
-        cell_of(own, name, method, regime.seeds, chosen)
+        cell_of(own, name, method, regime, chosen)
         for name, regime in regimes.items()
         for method in regime.methods or own.pilot.methods
     ]
 
 
-def cell_of(own: PaperScale, regime: str, method: str, seeds: int, chosen: Mapping[str, Any]) -> Cell:
-    """A method in a regime, with what the file says of it."""
-    name, settings = f"{regime}/{method}", regime_of(own, regime)
+def cell_of(own: PaperScale, called: str, method: str, regime: PilotRegime, chosen: Mapping[str, Any]) -> Cell:
+    """A method in the regime that is `called` so, with what the file says of it."""
+    name, settings = f"{called}/{method}", regime_of(own, called)
     values = flatten(own.pilot.methods[choose("pilot.methods", method, own.pilot.methods)])
     allowed = {key: as_tuple(value) for key, value in values.items()}
     fits = {key: (settings[key],) for key in own.pilot.by if key in settings} | allowed
     point = {**settings, **{key: values[0] for key, values in allowed.items()}}
     with inside(name):
         choice = build(Choice, chosen[name]) if name in chosen else None
-    rates = {*own.pilot.rates, *map(float, choice.grid if choice else ())}
-    return Cell(name, point, fits, tuple(sorted(rates)), choice, seeds)
+    rates = {*(regime.rates or own.pilot.rates), *map(float, choice.grid if choice else ())}
+    return Cell(name, point, fits, tuple(sorted(rates)), choice, regime.seeds)
 
 
 def regime_of(own: PaperScale, name: str) -> dict[str, Any]:

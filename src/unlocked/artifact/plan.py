@@ -9,6 +9,7 @@ import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,8 @@ class ItemConfig(Settings):
     panels: dict[str, Any] = setting(None, "of the W&B report: metrics by kind of panel", empty=dict)
     needs: tuple[Need, ...] = setting((), "runs, crossed with the scale's seeds")
     seeds: int | None = setting(None, "only the first so many of the scale's", least=1)
-    pilot: bool = setting(
-        False, "it is about the runs of the pilot, at a scale that has one, in place of what it needs"
+    pilot: tuple[str, ...] = setting(
+        (), "cells of the pilot (mlp*) whose runs it is about, at a scale that has them, in place of what it needs"
     )
 
     def check(self) -> None:
@@ -186,9 +187,10 @@ class Plan:
                 self._read_items(group, chosen)
         self.pilot = {paper: self._pilot_runs(paper) for paper in PAPERS} if only is None else {}  # run ids by cell
 
-    def _pilot_runs(self, paper: str) -> dict[str, list[str]]:
-        """The runs of every cell of a paper's pilot."""
-        head, cells = self.scale.head, self.scale.cells[paper]
+    def _pilot_runs(self, paper: str, patterns: Sequence[str] = ("*",)) -> dict[str, list[str]]:
+        """The runs of every cell of a paper's pilot whose name is like one of the patterns."""
+        head = self.scale.head
+        cells = [one for one in self.scale.cells[paper] if any(fnmatchcase(one.name, like) for like in patterns)]
         if cells:
             pilot.check_seeds(head.pilot_seeds, [*head.seeds, *head.claim_seeds])
         return {cell.name: [self._add(paper, point) for point in cell.points(head.pilot_seeds)] for cell in cells}
@@ -220,7 +222,7 @@ class Plan:
         for key, entry in config.resolved(merged, self.scale).items():
             with inside(f"configs/{group}/items.yaml: {key}"):
                 item = build(ItemConfig, entry)
-                tuning = self._pilot_runs(group) if item.pilot else {}
+                tuning = self._pilot_runs(group, item.pilot) if item.pilot else {}
                 needs = item.needs if not any(tuning.values()) else ()
                 own = self._add_runs(group, needs, self.scale.seeds[: item.seeds])
                 runs = tuple(dict.fromkeys([*shared, *itertools.chain(*tuning.values()), *own]))

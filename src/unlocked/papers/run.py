@@ -226,6 +226,9 @@ class PilotRegime(Settings):
 
     seeds: int = setting(1, "how many of the pilot's", least=1)
     methods: tuple[str, ...] = setting((), "those that get a rate of their own in it; none: all")
+    rates: tuple[float, ...] = setting(
+        (), "the grid that every method starts with; none: the pilot's", above=0, most=1e6
+    )
 
 
 @dataclass(frozen=True)

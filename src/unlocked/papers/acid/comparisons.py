@@ -88,6 +88,28 @@ def learning_rate(context: Context) -> Figure:
     return Figure(figure, pd.concat(numbers).rename(columns={"optim.lr": "learning_rate"}))
 
 
+def learning_rate_conditions(context: Context) -> Figure:
+    """A row with SGD momentum, one without; a column for each partition."""
+    frames = context.frames.assign(average=context.frames.column("test_accuracy"))
+    momenta = sorted(frames.values("optim.momentum"), reverse=True)
+    partitions = [name for name in PARTITION_NAMES if name in frames.values("data.partition")]
+    figure, axes = style.new(len(momenta), len(partitions), height=2.4 * len(momenta), squeeze=False, sharey="row")
+    numbers = []
+    for (momentum, partition), ax in zip(itertools.product(momenta, partitions), axes.flat, strict=True):
+        own = frames.select(**{"optim.momentum": momentum, "data.partition": partition})
+        for label, (case, look) in compared(frames).items():
+            table = own.select(**case).summary(["optim.lr"], "average").sort_values("optim.lr")
+            points(ax, table["optim.lr"], table, "average", 100, label=label, **look)
+            numbers.append(table.assign(momentum=momentum, partition=partition, row=label))
+        with_momentum = f"SGD momentum {momentum:g}" if momentum else "no SGD momentum"
+        ax.set(xscale="log", xlabel="base learning rate", title=f"{PARTITION_NAMES[partition]}, {with_momentum}")
+        style.log_ticks(ax, own.values("optim.lr"))
+    for ax in axes[:, 0]:
+        ax.set_ylabel("test accuracy (%)")
+    style.shared_legend(figure, 3)
+    return Figure(figure, pd.concat(numbers).rename(columns={"optim.lr": "learning_rate"}))
+
+
 MEASURES = {  # of the item on the strength: what it is called, and whether it is a ratio to the reference
     "distance": ("consensus distance\n/ baseline", True),
     "loss": ("loss difference\n/ baseline", True),

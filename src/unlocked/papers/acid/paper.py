@@ -59,7 +59,9 @@ class AcidScale(PaperScale):
         (4, 8, 16, 32, 64), "in tables and figures", least=1, most=1_000_000, nonempty=True
     )
     largest: int = setting(64, "of items that have one number of workers", least=1, most=1_000_000)
-    plain_lr: float = setting(0.1, "learning rate of runs without SGD momentum", above=0, most=1e6)
+    plain_lr: float | None = setting(
+        0.1, "learning rate of runs without SGD momentum; null: each method's own, from the pilot", above=0, most=1e6
+    )
     rates: tuple[float, ...] = setting(
         (1.0, 2.0, 4.0), "the baseline's, to compare the momentum with", above=0, most=1e6, nonempty=True
     )
