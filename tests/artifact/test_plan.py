@@ -172,7 +172,8 @@ def test_runs_without_a_rate_have_that_of_their_method(plans: dict[str, Plan]) -
             for run in map(reduced.runs.get, reduced.item("acid_conditions").runs)
             if (run.method, run.data.partition, run.optim.momentum) == ("acid", partition, momentum)
         ]
-        assert own and {run.optim.lr for run in own} == {cells[f"{name}/acid"].choice.lr}
+        assert own
+        assert {run.optim.lr for run in own} == {cells[f"{name}/acid"].choice.lr}
     shown = set(reduced.item("acid_learning_rate_conditions").runs)
     assert shown == {one for name in cells if name.startswith("mlp") for one in reduced.pilot["acid"][name]}
 
