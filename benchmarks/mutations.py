@@ -31,7 +31,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LOADED = ("torch", "torchvision", "pandas", "scipy.stats", "networkx", "hypothesis", "omegaconf", "jsonschema")
 FORWARD = "tests/forward_gradient/test_"
 UNBIASED = f" --deselect={FORWARD}estimator.py::test_random_guesses_are_unbiased"  # a minute
-ESTIMATES = f"{FORWARD}estimate_reference.py {FORWARD}golden.py {FORWARD}estimator.py{UNBIASED}"
+ESTIMATES = " ".join(f"{FORWARD}{name}.py" for name in ("estimate_reference", "golden", "estimator", "measures"))
+ESTIMATES += UNBIASED
 SLOW = (
     "every_part_finds_its_runs", "the_items_show_every_part", "claims_can_be_judged_before_anything_is_trained",
     "the_command_prints_table_and_json", "the_readme_shows_the_verdicts_that_are_kept",
