@@ -55,6 +55,7 @@ def test_what_a_method_knows() -> None:
     assert [Method("global", g).label for g in ("global", "ntk", "frozen")] == labels
     assert [Method(t, "ntk").has_guess_nets for t in ("global", "local")] == [False, True]
     assert [g for g in guesses.names() if Method("global", g).trains_auxiliaries] == ["local"]
+    assert [g for g in guesses.names() if guesses.get(g).redrawn] == ["ntk"]
 
 
 @pytest.mark.parametrize(
@@ -121,6 +122,7 @@ def test_noise_has_unit_covariance(distribution: str) -> None:
     drawn = guesses.noise(distribution, generator())((4000,), torch.float64, torch.device("cpu"))
     assert abs(drawn.mean()) < 0.1
     assert drawn.var() == pytest.approx(1, abs=0.1)
+    assert (len(drawn.unique()) == 2) == (distribution == "rademacher")
 
 
 def test_redrawn_auxiliaries_come_from_their_seed_and_leave_the_classifier() -> None:

@@ -96,11 +96,23 @@ class Scaled(nn.Module):
         return inputs * self.weight[:, None, None] + self.bias[:, None, None]
 
 
+class Square(nn.Module):
+    """Multiplies with the square of its weight."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(normal(width, width, seed=8))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return inputs @ self.weight.square()
+
+
 def test_layers_without_a_rule_are_differentiated_sample_by_sample() -> None:
     """Convolutions with unusual padding, and layers that nobody has heard of, in both modes."""
     for unknown in (nn.Conv2d(4, 3, 3, padding="same"), nn.Conv2d(4, 3, 3, padding_mode="circular"), Scaled(4)):
         assert not per_sample.is_known(unknown)
         assert_as_formed(unknown, normal(5, 4, 6, 6))
+    assert_as_formed(Square(8), normal(5, 8))
     net = small_net()
     net.blocks[0] = nn.Sequential(net.blocks[0], Scaled(4))
     for mode in ("projection", "forward_mode"):

@@ -78,10 +78,11 @@ def test_a_longer_schedule_starts_like_a_shorter_one() -> None:
 
 @given(events=small_schedules(), bounds=st.tuples(st.floats(0, 1), st.floats(0, 1)))
 def test_levels_keep_what_matters(events: Schedule, bounds: tuple[float, float]) -> None:
-    """Levels cover a range once, hold no worker twice, and keep every worker's own order."""
+    """Levels cover a range once, hold no worker twice, keep every worker's own order, and make nobody wait longer."""
     start, stop = sorted(int(b * len(events)) for b in bounds)
     seen: list[int] = []
     order: dict[int, list[int]] = {w: [] for w in range(events.workers)}
+    before: set[int] | None = None
     for gradients, talks in schedules.levels(events, range(start, stop)):
         assert (events.kind[gradients] == GRADIENT).all()
         assert (events.kind[talks] == COMMUNICATION).all()
@@ -89,6 +90,8 @@ def test_levels_keep_what_matters(events: Schedule, bounds: tuple[float, float])
         busy = [w for k in members for w in (events.i[k], events.j[k]) if w >= 0]
         assert members
         assert len(busy) == len(set(busy))
+        assert before is None or all({events.i[k], events.j[k]} & before for k in members)
+        before = set(busy)
         seen += members
         for k in members:
             for worker in {int(events.i[k]), int(events.j[k])} - {-1}:

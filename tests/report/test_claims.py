@@ -169,10 +169,14 @@ EFFECTS: dict[str, Case] = {
         {"measure": "test_accuracy", "minus": "worker_test_accuracy", "to": "test_loss",
          "runs": [{"workers": n} for n in (4, 8, 16, 32)]}, 1 - 4 / 6,
     ),
+    "rank correlation: all pairs in order": (
+        "rank_correlation", ranked,
+        {"measure": "test_accuracy", "to": "test_loss", "runs": [{"workers": n} for n in (4, 8, 16, 32)]}, 1.0,
+    ),
     "times to 2 % above the higher of the two lowest losses, interpolated": (
         "ratio",
-        lambda: losses([3.0, 2.0, 1.0, 0.2], **BASELINE) + losses([3.0, 2.5, 2.0, 1.5, 1.0], method="allreduce"),
-        TIMES, (3 + 0.48 / 0.5) / (1 + 0.98),
+        lambda: losses([3.0, 1.8, 1.0, 0.2], **BASELINE) + losses([3.0, 2.5, 2.0, 1.5, 1.0], method="allreduce"),
+        TIMES, (3 + 0.48 / 0.5) / (1 + 0.78 / 0.8),
     ),
     "a ratio of times that grows from two to eight by a straggler": (
         "ratio_growth", stragglers,
@@ -245,6 +249,14 @@ def test_divergence_is_evidence_against_the_method(method: str, count: int, verd
     assert sum(one.run.id in part["reason"] for one in runs) == count
     votes = 10 - count if method == "acid" else 10
     assert part["p"] == pytest.approx(scipy.stats.binomtest(votes, 10, alternative="greater").pvalue)
+
+
+def test_a_run_that_diverged_never_comes_to_a_loss() -> None:
+    slow, fast = losses([3.0, 2.0, 1.0], method="allreduce")[0], losses([3.0, 1.0, 0.2], **BASELINE)[0]
+    lost_slow, lost_fast = replace(slow, status="diverged"), replace(fast, status="diverged")
+    assert statistics.ratio(evidence(lost_slow, fast), **TIMES) == math.inf
+    assert statistics.ratio(evidence(slow, lost_fast), **TIMES) == 0
+    assert math.isnan(statistics.ratio(evidence(lost_slow, lost_fast), **TIMES))
 
 
 def test_a_seed_in_which_both_diverged_has_no_vote() -> None:
@@ -417,6 +429,9 @@ def test_rows_have_the_columns_that_others_read(tmp_path: Path) -> None:
     assert set(rows["claim_verdict"]) == {claims.combined(rows["verdict"])}
     assert set(rows["conditions"]) == {"On the ring. Settings: workers 64; optim.lr 0.02."}
     assert set(rows["n"]) == {2}
+    assert claims.as_table(rows).notes[0].count("All parts must hold.") == 1
+    assert "must hold" not in claims.as_table(rows[:1]).notes[0]
+    rows = rows.assign(reason="")
     rows.to_csv(tmp_path / "verdicts.csv", index=False)
     pd.testing.assert_frame_equal(claims.read(tmp_path / "verdicts.csv"), rows)
     with pytest.raises(SettingError, match=r"A9.settings.*optim.colour"):

@@ -170,7 +170,6 @@ def availability(
         finish(time)
         owed[worker] += next(debts[worker])
         look(time, worker)
-    finish(float(gradient_time[-1]))
     pairs = np.array([talk[1:] for talk in talks]).reshape(-1, 2)
     return merge(len(graph), gradient_time, computes, np.array([talk[0] for talk in talks]), np.sort(pairs, axis=1))
 
