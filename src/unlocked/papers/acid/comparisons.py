@@ -22,6 +22,7 @@ from unlocked.items.output import Figure
 from unlocked.papers.acid.methods import PARTITION_NAMES, reference, shades
 from unlocked.vision.networks import NETWORKS
 
+POINTS = 16  # of accuracy that are shown against the learning rate
 STRENGTH_COLORS = (style.RED, style.ORANGE, style.PURPLE, style.GREEN)
 
 
@@ -61,12 +62,24 @@ def by_regime(frames: Frames) -> dict[str, Frames]:
 
 
 def points(ax: Axes, x: Sequence[float] | pd.Series, table: pd.DataFrame, key: str, scale: float, **look: Any) -> None:
-    """Means of a column of `Frames.summary` with bars of their deviation; a cross where some run diverged."""
+    """Means of a column of `Frames.summary` with bars of their deviation; a cross where some run diverged.
+
+    Where all did, it stands at the lower edge, every method's at a height of its own.
+    """
     y, deviation = scale * table[key], scale * table[f"{key}_deviation"]
+    edge = 0.04 + 0.05 * len(ax.containers)
     ax.errorbar(x, y, yerr=deviation, marker="o", markersize=3, elinewidth=0.7, **look)
-    lost = (table["diverged"] > 0).to_numpy()
-    low = y.fillna(y.min() if y.notna().any() else 0.0)
-    ax.plot(np.asarray(x)[lost], low[lost], linestyle="", marker="x", markersize=6, color=look["color"])
+    lost, cross = (table["diverged"] > 0).to_numpy(), {"linestyle": "", "marker": "x", "color": look["color"]}
+    all_lost, places = lost & y.isna().to_numpy(), np.asarray(x)
+    ax.plot(places[lost & ~all_lost], y[lost & ~all_lost], markersize=6, **cross)
+    ax.plot(places[all_lost], [edge] * all_lost.sum(), transform=ax.get_xaxis_transform(), markersize=4, **cross)
+
+
+def near_the_best(row: Sequence[Axes]) -> None:
+    """Frame the panels of a row, which share their axis, around the best; what is far below is out of sight."""
+    values = np.concatenate([line.get_ydata() for ax in row for line in ax.lines if line.get_linestyle() != "None"])
+    best, low = np.nanmax(values), np.nanmin(values)
+    row[0].set_ylim(max(low, best - POINTS) - 0.2 * min(best - low, POINTS), best + 0.05 * min(best - low, POINTS))
 
 
 def learning_rate(context: Context) -> Figure:
@@ -84,6 +97,7 @@ def learning_rate(context: Context) -> Figure:
             ax.set(xscale="log", xlabel="base learning rate", title=f"{title}: {who}")
             style.log_ticks(ax, frames.values("optim.lr"))
         row[0].set_ylabel("test accuracy (%)")
+        near_the_best(row)
     style.shared_legend(figure, 3)
     return Figure(figure, pd.concat(numbers).rename(columns={"optim.lr": "learning_rate"}))
 
@@ -104,8 +118,9 @@ def learning_rate_conditions(context: Context) -> Figure:
         with_momentum = f"SGD momentum {momentum:g}" if momentum else "no SGD momentum"
         ax.set(xscale="log", xlabel="base learning rate", title=f"{PARTITION_NAMES[partition]}, {with_momentum}")
         style.log_ticks(ax, own.values("optim.lr"))
-    for ax in axes[:, 0]:
-        ax.set_ylabel("test accuracy (%)")
+    for row in axes:
+        row[0].set_ylabel("test accuracy (%)")
+        near_the_best(row)
     style.shared_legend(figure, 3)
     return Figure(figure, pd.concat(numbers).rename(columns={"optim.lr": "learning_rate"}))
 
