@@ -44,7 +44,8 @@ def new(
 
 def log_ticks(ax: Axes, values: Sequence[float]) -> None:
     """Exactly these values on a logarithmic x axis."""
-    ax.set_xticks(values, [f"{value:g}" for value in values])
+    turned = {"rotation": 45, "rotation_mode": "anchor", "ha": "right"} if len(values) > 6 else {}
+    ax.set_xticks(values, [f"{value:g}" for value in values], **turned)
     ax.xaxis.set_minor_locator(NullLocator())
 
 
