@@ -44,8 +44,9 @@ def new(
 
 def log_ticks(ax: Axes, values: Sequence[float]) -> None:
     """Exactly these values on a logarithmic x axis."""
-    turned = {"rotation": 45, "rotation_mode": "anchor", "ha": "right"} if len(values) > 6 else {}
-    ax.set_xticks(values, [f"{value:g}" for value in values], **turned)
+    ax.set_xticks(values, [f"{value:g}" for value in values])
+    for label in ax.get_xticklabels() if len(values) > 6 else ():
+        label.set(rotation=45, rotation_mode="anchor", horizontalalignment="right")
     ax.xaxis.set_minor_locator(NullLocator())
 
 
