@@ -55,7 +55,9 @@ def make_environment():
         return
     print("making .venv from requirements.lock (a few minutes, about 6 GB on Linux)", flush=True)
     shutil.rmtree(VENV, ignore_errors=True)
-    if subprocess.run([sys.executable, "-m", "venv", str(VENV)]).returncode:
+    # the Python outside of any environment: this one may be in the .venv that was just removed
+    python = getattr(sys, "_base_executable", None) or sys.executable
+    if subprocess.run([python, "-m", "venv", str(VENV)]).returncode:
         fail("could not make a virtual environment; on Debian and Ubuntu: apt-get install python3-venv")
     pip("-r", "requirements.lock")
     pip("--no-deps", "--no-build-isolation", "-e", ".")

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
+import venv
+from pathlib import Path
 
 import pytest
 
@@ -67,3 +70,16 @@ def test_reproduce_answers_before_it_installs(word: str, code: int) -> None:
     else:
         assert "reproduce.py acid_figure_5" in done.stdout
         assert "forward_gradient_width" in done.stdout
+
+
+def test_an_old_environment_makes_its_successor(tmp_path: Path) -> None:
+    """`.venv/bin/python reproduce.py` when the lock has changed: the Python that runs is the one that is removed."""
+    shutil.copy(ROOT / "reproduce.py", tmp_path)
+    (tmp_path / "requirements.lock").touch()
+    (tmp_path / "pyproject.toml").touch()
+    venv.create(tmp_path / ".venv", with_pip=False)
+    python = tmp_path / ".venv" / "bin" / "python"
+    done = subprocess.run([python, tmp_path / "reproduce.py", "test"], capture_output=True, text=True, timeout=300)
+    assert "-e .' failed" in done.stderr  # there is no package here
+    assert python.exists()
+    assert (python.parent / "pip").exists()
