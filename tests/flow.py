@@ -3,10 +3,17 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from unlocked.artifact.config import ROOT
+
+LITTLE = (
+    "seeds=[0] acid.workers=[4] acid.largest=4 acid.horizon=40 acid.training.optim.epochs=60 "
+    "acid.training.evaluation.points=4"
+)
 
 
 def environment(root: Path = ROOT, **more: str) -> dict[str, str]:
@@ -20,3 +27,14 @@ def snakemake(*words: str, settings: tuple[str, ...], root: Path = ROOT, profile
     own = ["--snakefile", str(root / "Snakefile"), "--workflow-profile", str(root / "profiles" / "default")]
     own += ["--profile", str(root / "profiles" / profile)] if profile != "default" else ["--cores", "2"]
     return [sys.executable, "-m", "snakemake", *words, *own, "--config", *settings]
+
+
+def workflow(*items: str, settings: tuple[str, ...] = (), little: str = LITTLE) -> list[str]:
+    """A call of Snakemake; checkpoints as often as possible."""
+    return snakemake(*items, settings=("wandb=disabled", "checkpoint_minutes=0", f"set={little}", *settings))
+
+
+def finish(line: list[str], folder: Path, **options: Any) -> subprocess.CompletedProcess:
+    """Run a command to its end."""
+    options = {"env": environment(), "timeout": 600} | options
+    return subprocess.run(line, cwd=folder, capture_output=True, text=True, **options)
