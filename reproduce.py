@@ -67,8 +67,9 @@ def make_environment():
 def command(arguments):
     """The command that the arguments ask for."""
     if arguments[:1] == ["test"]:
-        # one process per core; the tests of a file share what they trained
-        return [str(PYTHON), "-m", "pytest", "-n", "logical", "--dist", "loadfile", *arguments[1:]]
+        # one process per core; the tests of a file share what they trained, files in the order of tests/conftest.py
+        spread = ["-n", "logical", "--dist", "loadfile", "--no-loadscope-reorder"]
+        return [str(PYTHON), "-m", "pytest", *spread, *arguments[1:]]
     cores = [] if any(a.split("=")[0] in ("--cores", "-c", "--jobs", "-j") for a in arguments) else ["--cores", "all"]
     return [str(PYTHON), "-m", "snakemake", *cores, *arguments]
 

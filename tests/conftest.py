@@ -30,6 +30,12 @@ MakeRun = Callable[..., Run]
 Train = Callable[[Run], record.Record]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with long tests first, so that in the end no process is left alone with them."""
+    long = {item.path for item in items if {"slow", "faults"} & {mark.name for mark in item.iter_markers()}}
+    items.sort(key=lambda item: item.path not in long)
+
+
 @pytest.fixture(scope="session")
 def golden() -> dict[str, Any]:
     """Numbers from the code released with the paper."""
