@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -31,10 +31,13 @@ def fraction(value: float) -> str:
     return str(Fraction(value).limit_denominator(9999))
 
 
-def compared(frames: Frames) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
+Methods = dict[str, tuple[dict[str, Any], dict[str, Any]]]  # settings that choose runs, options of `Axes.plot`
+
+
+def compared(frames: Frames) -> Methods:
     """The methods set side by side, by label: settings that choose their runs, and options of `Axes.plot`."""
     ring = {"method": "baseline", "graph": "ring"}
-    shown: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    shown: Methods = {
         "AR-SGD": ({"method": "allreduce"}, {"color": style.BLACK, "linestyle": ":"}),
         "baseline, complete graph": ({"method": "baseline", "graph": "complete"}, {"color": style.SKY}),
         "baseline, 1 com/∇": (ring | {"rate": 1.0}, {"color": style.BLUE}),
@@ -77,9 +80,26 @@ def points(ax: Axes, x: Sequence[float] | pd.Series, table: pd.DataFrame, key: s
 
 def near_the_best(row: Sequence[Axes]) -> None:
     """Frame the panels of a row, which share their axis, around the best; what is far below is out of sight."""
-    values = np.concatenate([line.get_ydata() for ax in row for line in ax.lines if line.get_linestyle() != "None"])
-    best, low = np.nanmax(values), np.nanmin(values)
-    row[0].set_ylim(max(low, best - POINTS) - 0.2 * min(best - low, POINTS), best + 0.05 * min(best - low, POINTS))
+    drawn = [line for ax in row for line in ax.lines if line.get_linestyle() != "None"]
+    values = np.concatenate([line.get_ydata(orig=False) for line in drawn])
+    values = values[np.isfinite(values)]
+    if values.size and (span := np.ptp(values)) > 0:  # else all diverged, or there is one value
+        best = values.max()
+        row[0].set_ylim(max(best - 1.2 * span, best - POINTS), best + 0.05 * min(span, POINTS))
+
+
+def against_the_rate(panels: Mapping[str, Axes], frames: Frames, methods: Methods, **labels: Any) -> pd.DataFrame:
+    """Draw every method against the learning rate, a column in each panel; the numbers, with `labels` and method."""
+    numbers = []
+    for label, (case, look) in methods.items():
+        table = frames.select(**case).summary(["optim.lr"], *panels).sort_values("optim.lr")
+        for key, ax in panels.items():
+            points(ax, table["optim.lr"], table, key, 100, label=label, **look)
+        numbers.append(table.assign(**labels, row=label))
+    for ax in panels.values():
+        ax.set(xscale="log", xlabel="base learning rate")
+        style.log_ticks(ax, frames.values("optim.lr"))
+    return pd.concat(numbers).rename(columns={"optim.lr": "learning_rate"})
 
 
 def learning_rate(context: Context) -> Figure:
@@ -88,41 +108,33 @@ def learning_rate(context: Context) -> Figure:
     for row, (title, frames) in zip(axes, regimes.items(), strict=True):
         alone = frames.column("worker_test_accuracy_mean").fillna(frames.column("test_accuracy"))
         frames = frames.assign(average=frames.column("test_accuracy"), workers=alone)
-        for label, (case, look) in compared(frames).items():
-            table = frames.select(**case).summary(["optim.lr"], "average", "workers").sort_values("optim.lr")
-            for ax, key in zip(row, ("average", "workers"), strict=True):
-                points(ax, table["optim.lr"], table, key, 100, label=label, **look)
-            numbers.append(table.assign(regime=title, row=label))
+        panels = dict(zip(("average", "workers"), row, strict=True))
+        numbers.append(against_the_rate(panels, frames, compared(frames), regime=title))
         for ax, who in zip(row, ("average of all workers", "single workers (mean)"), strict=True):
-            ax.set(xscale="log", xlabel="base learning rate", title=f"{title}: {who}")
-            style.log_ticks(ax, frames.values("optim.lr"))
+            ax.set_title(f"{title}: {who}")
         row[0].set_ylabel("test accuracy (%)")
         near_the_best(row)
     style.shared_legend(figure, 3)
-    return Figure(figure, pd.concat(numbers).rename(columns={"optim.lr": "learning_rate"}))
+    return Figure(figure, pd.concat(numbers))
 
 
 def learning_rate_conditions(context: Context) -> Figure:
     """A row with SGD momentum, one without; a column for each partition."""
     frames = context.frames.assign(average=context.frames.column("test_accuracy"))
-    momenta = sorted(frames.values("optim.momentum"), reverse=True)
+    momenta, methods = sorted(frames.values("optim.momentum"), reverse=True), compared(frames)
     partitions = [name for name in PARTITION_NAMES if name in frames.values("data.partition")]
     figure, axes = style.new(len(momenta), len(partitions), height=2.4 * len(momenta), squeeze=False, sharey="row")
     numbers = []
-    for (momentum, partition), ax in zip(itertools.product(momenta, partitions), axes.flat, strict=True):
-        own = frames.select(**{"optim.momentum": momentum, "data.partition": partition})
-        for label, (case, look) in compared(frames).items():
-            table = own.select(**case).summary(["optim.lr"], "average").sort_values("optim.lr")
-            points(ax, table["optim.lr"], table, "average", 100, label=label, **look)
-            numbers.append(table.assign(momentum=momentum, partition=partition, row=label))
+    for row, momentum in zip(axes, momenta, strict=True):
         with_momentum = f"SGD momentum {momentum:g}" if momentum else "no SGD momentum"
-        ax.set(xscale="log", xlabel="base learning rate", title=f"{PARTITION_NAMES[partition]}, {with_momentum}")
-        style.log_ticks(ax, own.values("optim.lr"))
-    for row in axes:
+        for ax, partition in zip(row, partitions, strict=True):
+            own = frames.select(**{"optim.momentum": momentum, "data.partition": partition})
+            numbers.append(against_the_rate({"average": ax}, own, methods, momentum=momentum, partition=partition))
+            ax.set_title(f"{PARTITION_NAMES[partition]}, {with_momentum}")
         row[0].set_ylabel("test accuracy (%)")
         near_the_best(row)
     style.shared_legend(figure, 3)
-    return Figure(figure, pd.concat(numbers).rename(columns={"optim.lr": "learning_rate"}))
+    return Figure(figure, pd.concat(numbers))
 
 
 MEASURES = {  # of the item on the strength: what it is called, and whether it is a ratio to the reference
