@@ -72,12 +72,24 @@ def test_claims_have_their_runs(plans: dict[str, Plan]) -> None:
     """Sixteen claims, each with runs of its own paper and all seeds that claims have at this scale."""
     for made in plans.values():
         assert list(made.claims) == [f"A{k}" for k in range(1, 11)] + [f"B{k}" for k in range(1, 7)]
-        seeds = {*(made.scale.head.claim_seeds or made.scale.seeds)}
         for claim in made.claims.values():
+            seeds = {*made.scale.head.seeds_of(claim.id)}
             assert {run.paper for run in claim.runs.values()} <= {claim.config.paper}
             assert not claim.runs or {run.seed for run in claim.runs.values()} == seeds
         for item in (made.item("claims_verdicts"), made.item("claims_effects")):
             assert set(item.runs) == {name for claim in made.claims.values() for name in claim.runs}
+
+
+def test_more_seeds_for_what_is_undecided() -> None:
+    """They are read by these claims alone, never chosen a learning rate by, and an unknown claim is refused."""
+    more = ["seeds=[0,1]", "more_seeds=[7,8]", "undecided=[A7]"]
+    made = Plan("quick", more, only=["claims_verdicts"])
+    seeds = {name: {run.seed for run in claim.runs.values()} for name, claim in made.claims.items()}
+    assert (seeds["A7"], seeds["A1"], seeds["B1"]) == ({0, 1, 7, 8}, {0, 1}, {0, 1})
+    with pytest.raises(SettingError, match=r"undecided.*'A77'.*A7"):
+        Plan("quick", [*more, "undecided=[A77]"], only=["claims_verdicts"])
+    with pytest.raises(SettingError, match="pilot_seeds"):
+        Plan("reduced", ["more_seeds=[100]"])
 
 
 def test_only_what_is_wanted_is_read() -> None:

@@ -94,8 +94,16 @@ class ScaleHead(Settings):
     claim_seeds: tuple[int, ...] = setting(
         (), "of the runs that claims read; none: as `seeds`", least=0, most=2**63 - 1
     )
+    more_seeds: tuple[int, ...] = setting(
+        (), "besides, of claims that `claim_seeds` left undecided", least=0, most=2**63 - 1
+    )
+    undecided: tuple[str, ...] = setting((), "these claims, e.g. A7")
     pilot_seeds: tuple[int, ...] = setting((), "of the runs that choose learning rates", least=0, most=2**63 - 1)
     job_minutes: float = setting(30.0, "of work that one job does in one process, about", above=0, most=1e6)
+
+    def seeds_of(self, claim: str) -> tuple[int, ...]:
+        """Of the runs that a claim reads."""
+        return (self.claim_seeds or self.seeds) + self.more_seeds * (claim in self.undecided)
 
 
 @dataclass(frozen=True)

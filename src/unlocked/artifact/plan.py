@@ -192,7 +192,7 @@ class Plan:
         head = self.scale.head
         cells = [one for one in self.scale.cells[paper] if any(fnmatchcase(one.name, like) for like in patterns)]
         if cells:
-            pilot.check_seeds(head.pilot_seeds, [*head.seeds, *head.claim_seeds])
+            pilot.check_seeds(head.pilot_seeds, [*head.seeds, *head.claim_seeds, *head.more_seeds])
         return {cell.name: [self._add(paper, point) for point in cell.points(head.pilot_seeds)] for cell in cells}
 
     def _base(self, paper: str) -> Bases:
@@ -230,12 +230,15 @@ class Plan:
 
     def _read_claims(self) -> list[str]:
         """Fill `claims`; returns the runs that they need."""
-        for key, entry in config.resolved(read_yaml(CONFIGS / "claims.yaml"), self.scale).items():
+        head, entries = self.scale.head, read_yaml(CONFIGS / "claims.yaml")
+        for name in head.undecided:
+            choose("undecided", name, entries)
+        for key, entry in config.resolved(entries, self.scale).items():
             with inside(f"configs/claims.yaml: {key}"):
                 claim = build(ClaimConfig, entry)
                 parts = {name: self._part(name, part) for name, part in claim.parts.items()}
-                seeds = self.scale.head.claim_seeds or self.scale.seeds
-                runs = {name: self.runs[name] for name in self._add_runs(claim.paper, claim.needs, seeds)}
+                added = self._add_runs(claim.paper, claim.needs, head.seeds_of(key))
+                runs = {name: self.runs[name] for name in added}
             self.claims[str(key)] = Claim(str(key), claim, parts, runs)
         return [name for claim in self.claims.values() for name in claim.runs]
 
