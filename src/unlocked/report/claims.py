@@ -30,7 +30,6 @@ COLUMNS = (
     "id", "paper", "kind", "part", "claim", "source", "statistic", "conditions", "effect", "low", "high", "n",
     "threshold", "p", "verdict", "reason", "claim_verdict", "unit",
 )  # fmt: skip
-LATER = {"kind": "published", "p": math.nan}  # what tables of earlier versions do not have
 HEADER = ("id", "statement", "effect [95 % interval]", "n", "claimed", "verdict")
 KINDS = {"published": "", "ours": "(ours) ", "check": "(check) "}  # before the sentence
 WORST_FIRST = (NOT_SUPPORTED, NOT_RUN, PIPELINE_CHECK, NO_DIFFERENCE, INCONCLUSIVE, SUPPORTED)
@@ -143,7 +142,6 @@ def read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         return pd.DataFrame(columns=list(COLUMNS))
     rows = pd.read_csv(path, keep_default_na=False, na_values=dict.fromkeys(("effect", "low", "high"), ""))
-    rows = rows.assign(**{name: value for name, value in LATER.items() if name not in rows})
     if missing := [name for name in COLUMNS if name not in rows]:
         raise DataError(f"{path}: has no column {missing[0]}; delete it and build the claims again")
     return rows

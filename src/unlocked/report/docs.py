@@ -24,19 +24,19 @@ from unlocked.report.sources import SUMS, Sources
 from unlocked.units import plural
 
 PICTURE = ROOT / "docs" / "overview.png"
-DRAWN_FROM = ("acid/figure_1.csv", "acid/table_4.csv", "forward_gradient/accuracy_8_blocks.csv")
+DRAWN_FROM = ("acid/figure_1.csv", "forward_gradient/accuracy_8_blocks.csv")
 CURVES = {  # method and rate: label and look
     ("baseline", 1.0): ("gossip", {"color": style.BLUE}),
     ("baseline", 2.0): ("gossip, twice the rate", {"color": style.BLUE, "linestyle": "--"}),
     ("acid", 1.0): ("A²CiD²", {"color": style.RED}),
 }
-Bars = Sequence[tuple[str, str, Mapping[str, object]]]
-BARS: Bars = (  # label, colour, and which row of the table of accuracies
-    ("all-reduce", style.BLACK, {"method": "allreduce"}),
-    ("gossip", style.BLUE, {"method": "baseline", "graph": "ring"}),
-    ("A²CiD²", style.RED, {"method": "acid", "graph": "ring"}),
-)
-GUESSES: Bars = (
+GAINS = {  # of accuracy by A²CiD²: claim and part
+    ("A7", "many"): "ResNet-18, BatchNorm",
+    ("A10", "accuracy_mlp"): "perceptron",
+    ("A10", "accuracy_conv"): "convolutional net",
+    ("A10", "accuracy_conv_clipped"): "the same, clipped",
+}
+GUESSES: Sequence[tuple[str, str, Mapping[str, object]]] = (  # label, colour, and which row of the table of accuracies
     ("backpropagation", style.BLACK, {"guess": "global"}),
     ("local guess, activities", style.RED, {"guess": "local", "space": "activity", "auxiliary": "cnn"}),
     ("local guess, weights", style.ORANGE, {"guess": "local", "space": "weight", "averaged": True, "auxiliary": "cnn"}),
@@ -51,21 +51,27 @@ def published(sources: Sources) -> list[list[dict[str, Any]]]:
     return claims.by_claim(judged[judged["kind"] != "ours"])
 
 
+def deciding(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The parts of a claim that have its verdict; the first where none has."""
+    return [part for part in parts if part["verdict"] == part["claim_verdict"]] or parts[:1]
+
+
 def key_numbers(sources: Sources) -> str:
-    """A row per claim: the first thing measured, with its interval, and the verdict."""
-    first = [parts[0] for parts in published(sources)]
+    """A row per claim: the first part that decided, with its interval, and the verdict."""
+    first = [deciding(parts)[0] for parts in published(sources)]
     rows = [("claim", "measured here [95 % interval]", "verdict"), ("---",) * 3]
     rows += [(f"{p['id']}: {p['claim']}", f"{p['statistic']}: {p['interval']}", p["claim_verdict"]) for p in first]
     return "\n".join(f"|{'|'.join(row)}|" for row in rows)
 
 
 def open_claims(sources: Sources) -> str:
-    """The claims that were not confirmed, and of each the first part that decided."""
+    """The claims that were not confirmed, with the first part that decided and how many more did."""
     lines = []
     for parts in published(sources):
         if (verdict := parts[0]["claim_verdict"]) != claims.SUPPORTED:
-            part = next((part for part in parts if part["verdict"] == verdict), parts[0])
-            lines.append(f"- **{part['id']}, {verdict}.** {part['statistic']}: {part['interval']}.")
+            part, *others = deciding(parts)
+            more = f", and {len(others)} more of its {len(parts)} parts" if others else ""
+            lines.append(f"- **{part['id']}, {verdict}.** {part['statistic']}: {part['interval']}{more}.")
     return "\n".join(lines) or "Every claim was confirmed."
 
 
@@ -107,9 +113,24 @@ def pages(sources: Sources) -> dict[Path, str]:
     return texts
 
 
-def bars(ax: Axes, table: pd.DataFrame, rows: Bars, value: str, ends: str) -> None:
+def gains(ax: Axes, verdicts: pd.DataFrame) -> None:
+    """Effects on accuracy with their intervals, by network."""
+    known = verdicts.set_index(["id", "part"])
+    for y, (key, label) in enumerate(GAINS.items()):
+        effect, low, high = (known[name][key] for name in ("effect", "low", "high"))
+        color = style.RED if low > 0 else style.BLUE if high < 0 else style.BLACK
+        ax.errorbar(effect, y, xerr=[[effect - low], [high - effect]], fmt="o", color=color, markersize=4)
+        ax.text(effect, y - 0.2, label, ha="center", va="bottom", fontsize=7)
+    ax.axvline(0, color=style.BLACK, linewidth=0.8)
+    ax.set(yticks=[], ylim=(len(GAINS) - 0.5, -0.9), xlabel="A²CiD² − gossip, percentage points")
+    ax.margins(x=0.2)
+    ax.grid(False)
+
+
+def bars(ax: Axes, table: pd.DataFrame) -> None:
     """Accuracies in percent, with the deviation over seeds."""
-    for y, (label, color, chosen) in enumerate(rows):
+    value, ends = "test_accuracy", "test_accuracy_deviation"
+    for y, (label, color, chosen) in enumerate(GUESSES):
         (row,) = table[(table[list(chosen)] == pd.Series(chosen)).all(axis=1)].to_dict("records")
         ax.barh(y, 100 * row[value], xerr=100 * row[ends], color=color, height=0.65)
         ink = "black" if color in (style.SKY, style.ORANGE) else "white"
@@ -122,7 +143,7 @@ def bars(ax: Axes, table: pd.DataFrame, rows: Bars, value: str, ends: str) -> No
 def overview(sources: Sources) -> Figure:
     """What both papers are about, in three panels."""
     folder = sources.figures / sources.plan.scale.name
-    curves, accuracies, guesses = (pd.read_csv(folder / name) for name in DRAWN_FROM)
+    curves, guesses = (pd.read_csv(folder / name) for name in DRAWN_FROM)
     figure, (left, middle, right) = style.new(1, 3, height=2.1)
     distance = curves[curves["metric"] == "consensus_distance"]
     for (method, rate), (label, look) in CURVES.items():
@@ -130,13 +151,13 @@ def overview(sources: Sources) -> Figure:
         style.curve(left, own["epoch"], own, {"label": label, **look})
     left.set(xlabel="epochs", ylabel="consensus distance", yscale="log")
     left.legend(fontsize=6)
-    largest = accuracies["workers"].max()
-    projected = guesses[(guesses["target"] == "global") & (guesses["guess"] != "frozen")]
-    bars(middle, accuracies[accuracies["workers"] == largest], BARS, "mean", "deviation")
-    bars(right, projected, GUESSES, "test_accuracy", "test_accuracy_deviation")
-    titles = [f"{largest} workers on a ring", "their averaged model", "forward gradients"]
+    gains(middle, claims.read(sources.verdicts))
+    bars(right, guesses[(guesses["target"] == "global") & (guesses["guess"] != "frozen")])
+    largest = sources.plan.scale.plain()["acid"]["largest"]
+    titles = [f"{largest} workers on a ring", "test accuracy there, by network", "forward gradients"]
     style.panel((left, middle, right), titles)
-    style.footer(figure, f"scale {sources.plan.scale.name}, means over seeds; bands: range, bars: standard deviation")
+    told = "means over seeds; left: range, middle: 95 % interval, right: standard deviation"
+    style.footer(figure, f"scale {sources.plan.scale.name}, {told}")
     return figure
 
 

@@ -27,14 +27,12 @@ METRICS = ["test_accuracy", "train_loss", "consensus_distance"]  # those of the 
 MEASURED_TIME = ("seconds", "bytes")  # metrics that are measurements of the machine begin like this
 MACHINE = ["processor", "threads", "python", "torch"]  # what decides the rounding
 ERROR = 0.05  # chance that anything is said to differ in a comparison in which nothing does
-FORMER = {"consensus_distance_auxiliary": "consensus_distance_twin"}  # its name in the tables that were shipped
 DIGESTED = ["step", "epoch", "virtual_time", "metric", "index", "value"]
 
 
 def digest(history: pd.DataFrame) -> str:
     """16 hex digits of SHA-256 over every step, epoch, virtual time, metric, index and value; not over seconds."""
     kept = history.loc[~history["metric"].str.startswith(MEASURED_TIME), DIGESTED]
-    kept = kept.replace({"metric": FORMER})
     return hashlib.sha256(kept.to_csv(index=False).encode()).hexdigest()[:16]
 
 
@@ -54,7 +52,7 @@ def table(sources: Sources) -> pd.DataFrame:
         processor=frames.column("hardware").str.get("processor"),
         **{name: frames.column("versions").str.get(name) for name in ("python", "torch")},
     )
-    columns = {name: frames.column(RENAMED.get(name, name)) for name in (*COLUMNS, "group")}
+    columns = {name: frames.column(RENAMED.get(name, name)) for name in COLUMNS}
     return pd.DataFrame(columns).fillna({"data": "none"}).rename_axis("run").reset_index()
 
 

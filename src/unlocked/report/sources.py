@@ -33,7 +33,7 @@ SUMS = config.ROOT / "paper_figures" / "SHA256SUMS"  # of the tables that were s
 COLUMNS = (
     "paper", "status", "seed", "test_accuracy", "train_loss", "consensus_distance", "history", "gradients",
     "communications", "seconds", "memory_mb", "config", "code", "commit", "modified", "data", "data_sha256",
-    "processor", "threads", "python", "torch", "items",
+    "processor", "threads", "python", "torch", "items", "group",
 )  # fmt: skip
 RENAMED = {
     "gradients": "counts.gradients", "communications": "counts.communications", "seconds": "wall_seconds",
@@ -42,10 +42,9 @@ RENAMED = {
 
 
 def read_runs(path: Path) -> pd.DataFrame:
-    """A table of runs, by the names of its columns; a run of a table without groups is a group of its own."""
+    """A table of runs, by the names of its columns."""
     try:
-        rows = pd.read_csv(path).set_index("run")
-        return rows[list(COLUMNS)].assign(group=rows.get("group", rows.index))
+        return pd.read_csv(path).set_index("run")[list(COLUMNS)]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(f"{path}: no table of runs ({type(error).__name__}: {error})") from None
 

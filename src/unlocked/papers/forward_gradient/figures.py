@@ -38,6 +38,7 @@ def alignment(context: Context) -> Figure:
                 ax.plot(own["epoch"], own["mean"], linewidth=1, label=f"block {block}")
             ax.axhline(0, color="0.6", linewidth=0.6)
             ax.set(xlabel="epochs", ylabel=f"cosine, {title}")
+            ax.label_outer()
             numbers.append(data.drop(columns=["metric", "index"]))
     for guess, ax in zip(guesses, axes[0], strict=True):
         ax.set_title(f"{guess_of(guess).label} guess")
@@ -208,6 +209,7 @@ def alignment_same_weights(context: Context) -> Figure:
             style.curve(ax, own["block"], own, {"marker": "o", "markersize": 2.3, "label": label, **look})
         ax.axhline(0, color="0.6", linewidth=0.6)
         ax.set(xlabel="block", ylabel="cosine of target and guess")
+        ax.label_outer()
     axes[0].plot([], color="0.3", linestyle=":", label="before the training")
     style.panel(axes, [*SPACES.values()])
     style.shared_legend(figure, 5)
