@@ -183,7 +183,7 @@ def test_an_item_that_cannot_be_read(sources: Sources, tmp_path: Path, content: 
 
 def test_verdicts_of_another_version(tmp_path: Path) -> None:
     (tmp_path / "verdicts.csv").write_text("id,paper\nA1,acid\n")
-    with pytest.raises(DataError, match="has no column part"):
+    with pytest.raises(DataError, match="has no column kind"):
         claims.read(tmp_path / "verdicts.csv")
 
 

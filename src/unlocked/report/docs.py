@@ -51,28 +51,15 @@ def published(sources: Sources) -> list[list[dict[str, Any]]]:
     return claims.by_claim(judged[judged["kind"] != "ours"])
 
 
-def deciding(parts: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The parts of a claim that have its verdict; the first where none has."""
-    return [part for part in parts if part["verdict"] == part["claim_verdict"]] or parts[:1]
-
-
 def key_numbers(sources: Sources) -> str:
     """A row per claim: the first part that decided, with its interval, and the verdict."""
-    first = [deciding(parts)[0] for parts in published(sources)]
+    first = [
+        next((part for part in parts if part["verdict"] == part["claim_verdict"]), parts[0])
+        for parts in published(sources)
+    ]
     rows = [("claim", "measured here [95 % interval]", "verdict"), ("---",) * 3]
     rows += [(f"{p['id']}: {p['claim']}", f"{p['statistic']}: {p['interval']}", p["claim_verdict"]) for p in first]
     return "\n".join(f"|{'|'.join(row)}|" for row in rows)
-
-
-def open_claims(sources: Sources) -> str:
-    """The claims that were not confirmed, with the first part that decided and how many more did."""
-    lines = []
-    for parts in published(sources):
-        if (verdict := parts[0]["claim_verdict"]) != claims.SUPPORTED:
-            part, *others = deciding(parts)
-            more = f", and {len(others)} more of its {len(parts)} parts" if others else ""
-            lines.append(f"- **{part['id']}, {verdict}.** {part['statistic']}: {part['interval']}{more}.")
-    return "\n".join(lines) or "Every claim was confirmed."
 
 
 def full_table(sources: Sources) -> str:
@@ -90,7 +77,6 @@ def cost_table(sources: Sources) -> str:
 
 BLOCKS: dict[tuple[str, str], Callable[[Sources], str]] = {  # by file and name of the mark
     ("README.md", "claims"): key_numbers,
-    ("README.md", "open"): open_claims,
     ("docs/results.md", "verdicts"): full_table,
     ("docs/costs.md", "reduced"): cost_table,
 }
@@ -120,7 +106,8 @@ def gains(ax: Axes, verdicts: pd.DataFrame) -> None:
         effect, low, high = (known[name][key] for name in ("effect", "low", "high"))
         color = style.RED if low > 0 else style.BLUE if high < 0 else style.BLACK
         ax.errorbar(effect, y, xerr=[[effect - low], [high - effect]], fmt="o", color=color, markersize=4)
-        ax.text(effect, y - 0.2, label, ha="center", va="bottom", fontsize=7)
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        ax.text(effect, y - 0.2, label, ha="center", va="bottom", fontsize=7, bbox=box)
     ax.axvline(0, color=style.BLACK, linewidth=0.8)
     ax.set(yticks=[], ylim=(len(GAINS) - 0.5, -0.9), xlabel="A²CiD² − gossip, percentage points")
     ax.margins(x=0.2)
