@@ -162,6 +162,11 @@ def by_claim(rows: pd.DataFrame) -> list[list[dict[str, Any]]]:
     return [own.to_dict("records") for _, own in printed.groupby("id", sort=False)]
 
 
+def deciding(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Of a claim's parts the first that has its verdict."""
+    return next((part for part in parts if part["verdict"] == part["claim_verdict"]), parts[0])
+
+
 def as_table(rows: pd.DataFrame) -> Table:
     """A row per claim, and below it one per part; sources, conditions and reasons are notes."""
     cells: list[tuple[str, ...]] = []

@@ -53,10 +53,7 @@ def published(sources: Sources) -> list[list[dict[str, Any]]]:
 
 def key_numbers(sources: Sources) -> str:
     """A row per claim: the first part that decided, with its interval, and the verdict."""
-    first = [
-        next((part for part in parts if part["verdict"] == part["claim_verdict"]), parts[0])
-        for parts in published(sources)
-    ]
+    first = [claims.deciding(parts) for parts in published(sources)]
     rows = [("claim", "measured here [95 % interval]", "verdict"), ("---",) * 3]
     rows += [(f"{p['id']}: {p['claim']}", f"{p['statistic']}: {p['interval']}", p["claim_verdict"]) for p in first]
     return "\n".join(f"|{'|'.join(row)}|" for row in rows)

@@ -113,7 +113,9 @@ def verdict_rows(scales: Mapping[str, Sources]) -> list[dict[str, Any]]:
     for name in claimed:
         by_scale = {scale: own[name] for scale, own in judged.items() if name in own}
         first = next(iter(by_scale.values()))[0]
-        rows.append({"id": name, "claim": first["claim"], "paper": first["paper"], "scales": by_scale})
+        decided = {scale: claims.deciding(parts) for scale, parts in by_scale.items()}
+        about = {"id": name, "claim": first["claim"], "paper": first["paper"]}
+        rows.append(about | {"scales": by_scale, "decided": decided})
     return rows
 
 
