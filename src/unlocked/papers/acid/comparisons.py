@@ -175,7 +175,7 @@ def strength(context: Context) -> Figure:
             ax.axhline(float(ratio), color=style.BLUE, linewidth=0.8, label="baseline, 1 com/∇")
             ax.axvline(-0.5, color="0.8", linewidth=0.6)
         if ratio:
-            row[0].set_yscale("log")
+            row[0].set_yscale("log", nonpositive="mask")  # an average that is worse than the workers
     style.shared_legend(figure, 2)
     return Figure(figure, pd.concat(numbers))
 
