@@ -197,10 +197,10 @@ def show_power(arguments: argparse.Namespace, plan: Plan) -> None:
 
     head = plan.scale.head
     if head.pilot_seeds:
-        seeds = [*head.pilot_seeds, *(head.claim_seeds or head.seeds)]
+        seeds = [*head.pilot_seeds, *head.seeds_of_claims]
         arguments.set = [*arguments.set, f"claim_seeds={seeds}"]
     sources = read_sources(arguments, ["claims_verdicts"])
-    count = len(head.claim_seeds or head.seeds)
+    count = len(head.seeds_of_claims)
     print(power.as_markdown(power.table(sources.plan.claims, sources.frames, count), count))
 
 

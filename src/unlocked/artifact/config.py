@@ -101,9 +101,14 @@ class ScaleHead(Settings):
     pilot_seeds: tuple[int, ...] = setting((), "of the runs that choose learning rates", least=0, most=2**63 - 1)
     job_minutes: float = setting(30.0, "of work that one job does in one process, about", above=0, most=1e6)
 
+    @property
+    def seeds_of_claims(self) -> tuple[int, ...]:
+        """Of the runs that every claim reads."""
+        return self.claim_seeds or self.seeds
+
     def seeds_of(self, claim: str) -> tuple[int, ...]:
-        """Of the runs that a claim reads."""
-        return (self.claim_seeds or self.seeds) + self.more_seeds * (claim in self.undecided)
+        """Of the runs that one claim reads."""
+        return self.seeds_of_claims + self.more_seeds * (claim in self.undecided)
 
 
 @dataclass(frozen=True)

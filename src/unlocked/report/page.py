@@ -105,7 +105,7 @@ def list_of_runs(paper: str, sources: Sources) -> pd.DataFrame:
 
 
 def verdict_rows(scales: Mapping[str, Sources]) -> list[dict[str, Any]]:
-    """Every claim, and by scale its parts as judged there."""
+    """Every claim, and by scale its parts as judged there, and the one that decided."""
     read = {scale: claims.by_claim(claims.read(own.verdicts)) for scale, own in scales.items()}
     judged = {scale: {parts[0]["id"]: parts for parts in own} for scale, own in read.items()}
     claimed = dict.fromkeys(name for own in judged.values() for name in own)
@@ -114,8 +114,8 @@ def verdict_rows(scales: Mapping[str, Sources]) -> list[dict[str, Any]]:
         by_scale = {scale: own[name] for scale, own in judged.items() if name in own}
         first = next(iter(by_scale.values()))[0]
         decided = {scale: claims.deciding(parts) for scale, parts in by_scale.items()}
-        about = {"id": name, "claim": first["claim"], "paper": first["paper"]}
-        rows.append(about | {"scales": by_scale, "decided": decided})
+        row = {"id": name, "claim": first["claim"], "paper": first["paper"], "scales": by_scale, "decided": decided}
+        rows.append(row)
     return rows
 
 
