@@ -200,8 +200,7 @@ def show_power(arguments: argparse.Namespace, plan: Plan) -> None:
         seeds = [*head.pilot_seeds, *head.seeds_of_claims]
         arguments.set = [*arguments.set, f"claim_seeds={seeds}"]
     sources = read_sources(arguments, ["claims_verdicts"])
-    count = len(head.seeds_of_claims)
-    print(power.as_markdown(power.table(sources.plan.claims, sources.frames, count), count))
+    print(power.as_markdown(power.table(sources.plan.claims, sources.frames, head)))
 
 
 def claims(arguments: argparse.Namespace) -> None:

@@ -90,6 +90,9 @@ def test_more_seeds_for_what_is_undecided() -> None:
         Plan("quick", [*more, "undecided=[A77]"], only=["claims_verdicts"])
     with pytest.raises(SettingError, match="pilot_seeds"):
         Plan("reduced", ["more_seeds=[100]"])
+    for alone, missing in (("more_seeds=[7]", "undecided"), ("undecided=[A7]", "more_seeds")):
+        with pytest.raises(SettingError, match=f"has no effect here: it needs.*{missing}"):
+            Plan("quick", [alone])
 
 
 def test_only_what_is_wanted_is_read() -> None:

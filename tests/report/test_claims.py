@@ -319,12 +319,14 @@ def test_the_table_of_power_says_how_many_seeds_each_part_needs() -> None:
     """By the spread over the seeds that are there, for effect and margin; a part without runs is left out."""
     runs = pairs((1.0, 0.5), (1.0, 0.7), (1.0, 0.6), (1.0, 9.0))
     claim = claim_of(runs, margin=0.1)
-    [row] = power.table({"A1": claim}, frames(*runs[:-1]), 10).itertuples(index=False)
+    head = config.ScaleHead(seeds=(0, 1, 2, 3), more_seeds=(4, 5), undecided=("A1",))
+    [row] = power.table({"A1": claim}, frames(*runs[:-1]), head).itertuples(index=False)
     logs = np.log([0.5, 0.7, 0.6])
     assert row[2:5] == pytest.approx((3, math.exp(logs.mean()), logs.std(ddof=1)))
     assert row[5] == inference.seeds_for(-logs.mean(), logs.std(ddof=1))
     assert row[6] == inference.seeds_for(math.log(1.1), logs.std(ddof=1), inference.power_of_equivalence)
-    assert power.table({"A1": claim}, frames(), 10).empty
+    assert row[7] == pytest.approx(inference.detectable(logs.std(ddof=1), 6))
+    assert power.table({"A1": claim}, frames(), head).empty
 
 
 @pytest.mark.parametrize(

@@ -101,6 +101,10 @@ class ScaleHead(Settings):
     pilot_seeds: tuple[int, ...] = setting((), "of the runs that choose learning rates", least=0, most=2**63 - 1)
     job_minutes: float = setting(30.0, "of work that one job does in one process, about", above=0, most=1e6)
 
+    def check(self) -> None:
+        self.refuse_idle("more_seeds", bool(self.undecided), "claims in undecided")
+        self.refuse_idle("undecided", bool(self.more_seeds), "more_seeds")
+
     @property
     def seeds_of_claims(self) -> tuple[int, ...]:
         """Of the runs that every claim reads."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import numpy as np
 import pandas as pd
 
+from unlocked.artifact.config import ScaleHead
 from unlocked.artifact.plan import Claim, Part
 from unlocked.items.frames import Frames
 from unlocked.report import claims, inference
@@ -21,12 +22,13 @@ from unlocked.report.statistics import Evidence
 HEADER = ("claim", "part", "seeds", "effect", "deviation", "seeds: effect", "seeds: no difference", "detectable")
 
 
-def table(all_claims: Mapping[str, Claim], frames: Frames, seeds: int) -> pd.DataFrame:
-    """A row per part that has runs: seeds for a power of .8, and what a number of seeds detects."""
+def table(all_claims: Mapping[str, Claim], frames: Frames, head: ScaleHead) -> pd.DataFrame:
+    """A row per part that has runs: seeds for a power of .8, and what those of the scale detect."""
     rows = []
     for name, claim in all_claims.items():
         evidence = Evidence.of(claim.runs, frames)
         known = [(key, part, effect_so_far(part, evidence)) for key, part in claim.parts.items()]
+        seeds = len(head.seeds_of(name))
         rows += [(name, key, *needed(part, effect, seeds)) for key, part, effect in known if effect.seeds]
     return pd.DataFrame(rows, columns=list(HEADER))
 
@@ -54,11 +56,11 @@ def needed(part: Part, effect: Effect, seeds: int) -> tuple[object, ...]:
     return effect.n, effect.value, deviation, find, none, inference.detectable(deviation, seeds)
 
 
-def as_markdown(powers: pd.DataFrame, seeds: int) -> str:
+def as_markdown(powers: pd.DataFrame) -> str:
     """The table, and what its columns mean."""
     note = (
         f"Seeds for a power of {POWER:g} of one-sided tests at {inference.LEVEL:.1%}: to find the effect as it is now, "
-        f"and to find no difference where there is none. Detectable: the distance from the threshold that {seeds} seeds"
-        " find with that power. Of ratios, deviation and distance are of logarithms."
+        "and to find no difference where there is none. Detectable: the distance from the threshold that the "
+        "scale's seeds find with that power. Of ratios, deviation and distance are of logarithms."
     )
     return f"{powers.to_markdown(index=False, floatfmt='.3g', missingval='–')}\n\n{note}"
