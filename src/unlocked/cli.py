@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from unlocked.errors import DataError, MachineError, SettingError, StorageError, choose, storage_error
+from unlocked.errors import DataError, MachineError, SettingError, StorageError, choose, named, storage_error
 from unlocked.units import human_time
 
 if TYPE_CHECKING:
@@ -360,4 +360,4 @@ def told(error: Exception, parsed: argparse.Namespace) -> tuple[int, str]:
     if line := str((error if isinstance(error, PLAIN) else storage_error(error, place)) or ""):
         return 2, line
     traceback.print_exc()
-    return 1, f"{type(error).__name__}: {error}"
+    return 1, named(error)

@@ -64,6 +64,11 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def named(error: BaseException) -> str:
+    """`ValueError: what it says`, in one line: for an error that may be anything."""
+    return " ".join(f"{type(error).__name__}: {error}".split())
+
+
 def choose(setting: str, value: object, known: Iterable[str]) -> str:
     """Return `value` if it is one of `known`, else raise a `SettingError` that lists them, of very many the nearest."""
     known = list(known)

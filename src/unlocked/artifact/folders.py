@@ -17,7 +17,7 @@ from typing import IO, Any
 
 from unlocked import fingerprint
 from unlocked.console import say
-from unlocked.errors import StorageError
+from unlocked.errors import StorageError, named
 from unlocked.papers.run import Run
 
 FILES = ("config.yaml", "history.parquet")  # of a record, besides its summary
@@ -66,7 +66,7 @@ def damage(folder: Path) -> str | None:
             return "its summary.json was altered"
         altered = [name for name in FILES if summary["files"][name] != digest(folder / name)]
     except Exception as error:  # whatever a damaged file can raise
-        return f"it cannot be read ({type(error).__name__}: {' '.join(str(error).split())})"
+        return f"it cannot be read ({named(error)})"
     return f"its {' and '.join(altered)} was altered" if altered else None
 
 

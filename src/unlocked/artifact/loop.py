@@ -16,6 +16,7 @@ import torch
 from unlocked.artifact import folders, record
 from unlocked.artifact.tracking import Interrupted, Recorder
 from unlocked.console import say
+from unlocked.errors import named
 from unlocked.papers.base import Training
 from unlocked.units import human_time
 
@@ -82,7 +83,7 @@ class Checkpoint:
             except (MemoryError, OSError, torch.OutOfMemoryError):  # the machine's fault
                 raise
             except Exception as error:
-                folders.set_aside(path, " ".join(f"{type(error).__name__}: {error}".split()))
+                folders.set_aside(path, named(error))
                 raise Unusable from error
         return 0, 0
 

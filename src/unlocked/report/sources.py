@@ -20,7 +20,7 @@ import pandas as pd
 from unlocked.artifact import config, record
 from unlocked.artifact.build import records_there
 from unlocked.artifact.plan import CLAIMS, Item, Plan
-from unlocked.errors import DataError
+from unlocked.errors import DataError, named
 from unlocked.items.context import facts
 from unlocked.items.frames import Frames
 from unlocked.items.table import Table
@@ -46,7 +46,7 @@ def read_runs(path: Path) -> pd.DataFrame:
     try:
         return pd.read_csv(path).set_index("run")[list(COLUMNS)]
     except (OSError, ValueError, KeyError) as error:
-        raise DataError(f"{path}: no table of runs ({type(error).__name__}: {error})") from None
+        raise DataError(f"{path}: no table of runs ({named(error)})") from None
 
 
 def origin(path: Path) -> str:
@@ -161,8 +161,7 @@ def as_built(stem: Path, kind: str) -> dict[str, Any]:
             return shown | {"table": Table.from_json(about["table"]).narrow()}
         return shown | {"picture": {"path": stem.with_suffix(".png"), **about["picture"]}}
     except (ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise DataError(f"{path}: cannot be read ({reason}); delete it and build the item again") from None
+        raise DataError(f"{path}: cannot be read ({named(error)}); delete it and build the item again") from None
 
 
 def origin_of(runs: pd.DataFrame) -> str:

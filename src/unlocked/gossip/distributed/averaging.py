@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from unlocked import seeding
+from unlocked.errors import named
 from unlocked.gossip.distributed.exchange import Memory, bytes_of
 from unlocked.gossip.distributed.vectors import Vectors
 from unlocked.gossip.distributed.wire import GONE, admit, exactly, introduced, read, start_thread
@@ -248,7 +249,7 @@ class Averaging:
         except KeyError:
             reason = "it says what is no word"
         except Exception as error:
-            self.stop(f"{type(error).__name__}: {error}")
+            self.stop(named(error))
             LOG.exception("rank %d trains on without gossip", self.rank)
         self._part(link, reason)
 

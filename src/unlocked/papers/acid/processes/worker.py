@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from unlocked.console import say
+from unlocked.errors import named
 from unlocked.gossip import topology
 from unlocked.gossip.distributed.averaging import Averaging
 from unlocked.gossip.distributed.rendezvous import interface_address
@@ -216,8 +217,7 @@ class Worker:
     def _give_up(self, error: Exception) -> None:
         """Say what went wrong to the coordinator and to a person."""
         traceback.print_exception(error)
-        lines = str(error).strip().splitlines()
-        reason = f"{type(error).__name__}: {lines[0] if lines else ''}"
+        reason = named(error)
         say(f"worker {self.number}: {reason}")
         with contextlib.suppress(*GONE):
             self.channel.send("failed", reason)
