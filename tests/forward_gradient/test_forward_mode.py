@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
+from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.func import jvp, vmap
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from forward_gradient.conftest import SPACES, Net, assert_as_reference, assert_same, generator, small_net
 from unlocked.errors import SettingError
 from unlocked.forward_gradient import Method, forward_mode
+from unlocked.forward_gradient.normalisation import FusedBatchNorm
 
 CELLS = list(itertools.product(("global", "local"), ("random", "local", "ntk", "fixed_ntk"), SPACES))
 
@@ -38,7 +46,6 @@ def test_one_coefficient_for_all_tensors_of_a_block(
 ) -> None:
     """As the reference has it, by either mode; forward mode takes one product per block."""
     taken: list[object] = []
-    jvp = forward_mode.jvp
     monkeypatch.setattr(forward_mode, "jvp", lambda *a: taken.append(a) or jvp(*a))
     net = small_net()
     found = assert_as_reference(net, Method(target, guess, "weight", per_block=True, mode=mode))
@@ -101,3 +108,58 @@ def test_the_target_is_never_formed(monkeypatch: pytest.MonkeyPatch) -> None:
     net.estimate("global", "random", "weight", True, mode="forward_mode")
     assert seen
     assert not any(seen)
+
+
+class Calls(TorchDispatchMode):
+    """The operations that torch ends up with."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), named: Any = None) -> Any:
+        self.names[function.name()] += 1
+        return function(*arguments, **named or {})
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5), (4, 3, 5, 2), (4, 3, 2, 2, 2)])
+@pytest.mark.parametrize("moving", [m for k in (1, 2, 3) for m in itertools.combinations(range(3), k)])
+def test_batch_norm_moves_as_torch_says(shape: tuple[int, ...], moving: tuple[int, ...]) -> None:
+    """Along inputs, weight and bias, each alone and together, also several tangents at once; by one kernel."""
+    values = [torch.randn(one, generator=generator(0), dtype=torch.float64) for one in (shape, 3, 3)]
+    along = [torch.randn(2, *values[k].shape, generator=generator(k), dtype=torch.float64) for k in moving]
+
+    def normalised(*moved: Tensor) -> Tensor:
+        inputs, *affine = (dict(zip(moving, moved, strict=True)).get(k, values[k]) for k in range(3))
+        return functional.batch_norm(inputs, None, None, *affine, training=True, eps=1e-3)
+
+    def slope(*directions: Tensor) -> tuple[Tensor, Tensor]:
+        return jvp(normalised, tuple(values[k] for k in moving), directions)
+
+    with torch.no_grad():
+        wanted = vmap(slope)(*along)
+        with Calls() as calls, FusedBatchNorm():
+            assert_same_tensors(slope(*(one[0] for one in along)), [one[0] for one in wanted])
+        assert calls.names["aten::native_batch_norm_backward"] == (0 in moving)
+        with FusedBatchNorm():
+            assert_same_tensors(vmap(slope)(*along), wanted)
+
+
+def assert_same_tensors(found: Iterable[Tensor], wanted: Iterable[Tensor]) -> None:
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_other_batch_norms_are_torch_s_own() -> None:
+    """Without weights it is the same too; by running statistics, or with some to update, torch has it."""
+    images = torch.randn(4, 3, 2, 2, generator=generator(0), dtype=torch.float64)
+    for layer in (
+        nn.BatchNorm2d(3, affine=False, track_running_stats=False),
+        nn.BatchNorm2d(3),
+        nn.BatchNorm2d(3).eval(),
+    ):
+        own, other = copy.deepcopy(layer.double()), copy.deepcopy(layer.double())
+        with FusedBatchNorm():
+            found = own(images)
+        torch.testing.assert_close(found, other(images))
+        assert_same_tensors(own.buffers(), other.buffers())

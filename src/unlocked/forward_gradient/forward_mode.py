@@ -7,7 +7,7 @@ elsewhere every sample gets a tangent of its own, N times the work.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,12 +15,20 @@ from torch.func import jvp, vmap
 from torch.nn import functional
 
 from unlocked.errors import SettingError
+from unlocked.forward_gradient.normalisation import FusedBatchNorm
 from unlocked.forward_gradient.passes import BlockPass, Loss, frozen_statistics, uses_batch_statistics
 from unlocked.forward_gradient.spaces import Space, Vector
 
 CHUNK = 8  # tangents that run at once: each holds its own copy of the activations
 # Losses that are plain means over samples, so that they can be taken apart. A loss of anyone's own may not be.
 MEANS = (functional.cross_entropy, functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss)
+
+
+def derivative(function: Callable[[Tensor], Tensor], at: Tensor, along: Tensor) -> Tensor:
+    """The Jacobian of a function at a point times a direction."""
+    with FusedBatchNorm():
+        slope: Tensor = jvp(function, (at,), (along,))[1]
+    return slope
 
 
 def per_sample_losses(loss: Loss, scores: Tensor, labels: Tensor) -> Tensor:
@@ -63,7 +71,7 @@ def slopes(
         zeros = step.outputs.new_zeros(len(step.inputs) if space.per_sample else ())
 
         def along(direction: Tensor) -> Tensor:
-            return jvp(losses, (zeros,), (direction,))[1]
+            return derivative(losses, zeros, direction)
 
         ones = torch.ones_like(zeros)
         if space.per_sample and not one_pass:

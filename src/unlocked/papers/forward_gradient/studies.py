@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import jvp, vmap
+from torch.func import vmap
 from torch.nn.functional import cross_entropy
 
 from unlocked import seeding
@@ -130,14 +130,14 @@ def computations(
         return cross_entropy(net.auxiliaries[-1](features), labels)
 
     def slope(features: Tensor, tangent: Tensor) -> Tensor:
-        return jvp(lambda moved: loss(moved, start + 1), (features,), (tangent,))[1]
+        return forward_mode.derivative(lambda moved: loss(moved, start + 1), features, tangent)
 
     def slopes(features: Tensor, tangent: Tensor) -> Tensor:
         one_hot = torch.eye(len(features), dtype=features.dtype, device=features.device)
 
         def of_one(row: Tensor) -> Tensor:
             zeros = torch.zeros_like(row)
-            return jvp(lambda by: loss(features + scale(by, tangent), start + 1), (zeros,), (row,))[1]
+            return forward_mode.derivative(lambda by: loss(features + scale(by, tangent), start + 1), zeros, row)
 
         return vmap(of_one)(one_hot[: forward_mode.CHUNK])
 
