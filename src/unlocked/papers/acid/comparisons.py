@@ -219,6 +219,7 @@ COSTS = {
     "disagreement_hessian": r"$\frac{1}{2n}\sum_i d_i^\top H d_i$",
     "disagreement_gauss_newton": r"$\frac{1}{2n}\sum_i d_i^\top G d_i$",
 }
+LEAST_LOSS = 1e-3  # below, the axis is linear, so that it has room for negative differences
 
 
 def disagreement(context: Context) -> Figure:
@@ -230,11 +231,14 @@ def disagreement(context: Context) -> Figure:
             options = {"label": label, "linewidth": 1.0} | look
             drawn = style.draw(frames.select(**case), panels, ["method"], lambda _, own=options: own)
             numbers.append(drawn.assign(regime=title, row=label))
+        row[0].set(ylabel=title, yscale="log")
         for ax, name in zip(row, COSTS.values(), strict=True):
-            ax.set(yscale="log", title=name)
-        row[0].set_ylabel(title)
-        for other in row[2:]:
-            other.sharey(row[1])
+            ax.set_title(name)
+        for ax in row[1:]:  # losses: of one unit, and of both signs
+            ax.sharey(row[1])
+            ax.axhline(0.0, color="0.6", linewidth=0.8)
+        row[1].set_yscale("symlog", linthresh=LEAST_LOSS)
+        row[1].autoscale(axis="y")
     for ax in axes[-1]:
         ax.set_xlabel("epochs")
     style.shared_legend(figure, 3)
