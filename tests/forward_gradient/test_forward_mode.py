@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from forward_gradient.conftest import SPACES, Net, assert_as_reference, assert_same, generator, small_net
 from unlocked.errors import SettingError
 from unlocked.forward_gradient import Method, forward_mode
-from unlocked.forward_gradient.normalisation import FusedBatchNorm
+from unlocked.forward_gradient.derivatives import FewPasses
 
 CELLS = list(itertools.product(("global", "local"), ("random", "local", "ntk", "fixed_ntk"), SPACES))
 
@@ -122,27 +122,57 @@ class Calls(TorchDispatchMode):
         return function(*arguments, **named or {})
 
 
-@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5), (4, 3, 5, 2), (4, 3, 2, 2, 2)])
-@pytest.mark.parametrize("moving", [m for k in (1, 2, 3) for m in itertools.combinations(range(3), k)])
-def test_batch_norm_moves_as_torch_says(shape: tuple[int, ...], moving: tuple[int, ...]) -> None:
-    """Along inputs, weight and bias, each alone and together, also several tangents at once; by one kernel."""
-    values = [torch.randn(one, generator=generator(0), dtype=torch.float64) for one in (shape, 3, 3)]
+SOME = [m for count in (1, 2, 3) for m in itertools.combinations(range(3), count)]
+
+
+def assert_moves_as_torch_says(function: Callable[..., Tensor], values: list[Tensor], moving: tuple[int, ...]) -> Calls:
+    """Along these of its inputs, by one tangent and by two at once; what is called for one."""
     along = [torch.randn(2, *values[k].shape, generator=generator(k), dtype=torch.float64) for k in moving]
 
-    def normalised(*moved: Tensor) -> Tensor:
-        inputs, *affine = (dict(zip(moving, moved, strict=True)).get(k, values[k]) for k in range(3))
-        return functional.batch_norm(inputs, None, None, *affine, training=True, eps=1e-3)
+    def moved(*inputs: Tensor) -> Tensor:
+        return function(*(dict(zip(moving, inputs, strict=True)).get(k, value) for k, value in enumerate(values)))
 
     def slope(*directions: Tensor) -> tuple[Tensor, Tensor]:
-        return jvp(normalised, tuple(values[k] for k in moving), directions)
+        return jvp(moved, tuple(values[k] for k in moving), directions)
 
     with torch.no_grad():
         wanted = vmap(slope)(*along)
-        with Calls() as calls, FusedBatchNorm():
+        with Calls() as calls, FewPasses():
             assert_same_tensors(slope(*(one[0] for one in along)), [one[0] for one in wanted])
-        assert calls.names["aten::native_batch_norm_backward"] == (0 in moving)
-        with FusedBatchNorm():
+        with FewPasses():
             assert_same_tensors(vmap(slope)(*along), wanted)
+    return calls
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (4, 3, 5), (4, 3, 5, 2), (4, 3, 2, 2, 2)])
+@pytest.mark.parametrize("moving", SOME)
+def test_batch_norm_moves_as_torch_says(shape: tuple[int, ...], moving: tuple[int, ...]) -> None:
+    """Along inputs, weight and bias; the first by one kernel."""
+    values = [torch.randn(one, generator=generator(0), dtype=torch.float64) for one in (shape, 3, 3)]
+
+    def normalised(inputs: Tensor, *affine: Tensor) -> Tensor:
+        return functional.batch_norm(inputs, None, None, *affine, training=True, eps=1e-3)
+
+    calls = assert_moves_as_torch_says(normalised, values, moving)
+    assert calls.names["aten::native_batch_norm_backward"] == (0 in moving)
+
+
+@pytest.mark.parametrize("sizes", [(5,), (5, 4), (4, 3, 3)])
+@pytest.mark.parametrize("moving", SOME)
+@pytest.mark.parametrize("options", [{}, {"stride": 2, "padding": 1, "groups": 2}, {"padding": "same", "dilation": 2}])
+def test_a_convolution_moves_as_torch_says(
+    sizes: tuple[int, ...], moving: tuple[int, ...], options: dict[str, Any]
+) -> None:
+    """Along inputs, kernel and bias; nothing is convolved with a tangent that is zero."""
+    name, kernel = f"conv{len(sizes)}d", [2] * len(sizes)
+    shapes = ((3, 4, *sizes), (6, 4 // options.get("groups", 1), *kernel), (6,))
+    values = [torch.randn(one, generator=generator(0), dtype=torch.float64) for one in shapes]
+
+    def convolved(*inputs: Tensor) -> Tensor:
+        return getattr(functional, name)(*inputs, **options)
+
+    calls = assert_moves_as_torch_says(convolved, values, moving)
+    assert calls.names["aten::convolution"] == 1 + len({*moving} - {2})
 
 
 def assert_same_tensors(found: Iterable[Tensor], wanted: Iterable[Tensor]) -> None:
@@ -159,7 +189,7 @@ def test_other_batch_norms_are_torch_s_own() -> None:
         nn.BatchNorm2d(3).eval(),
     ):
         own, other = copy.deepcopy(layer.double()), copy.deepcopy(layer.double())
-        with FusedBatchNorm():
+        with FewPasses():
             found = own(images)
         torch.testing.assert_close(found, other(images))
         assert_same_tensors(own.buffers(), other.buffers())
