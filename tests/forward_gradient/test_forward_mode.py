@@ -57,6 +57,17 @@ def test_one_coefficient_for_all_tensors_of_a_block(
     assert not torch.equal(*(one.gradients["blocks.0.body.0.weight"] for one in (found, apart)))
 
 
+@pytest.mark.parametrize("shape", [(4,), (4, 2, 3)])
+def test_labels_that_a_loss_leaves_out_are_not_in_its_mean(shape: tuple[int, ...]) -> None:
+    """-100, in plain labels and in maps of them."""
+    scores = torch.randn(shape[0], 5, *shape[1:], generator=generator(0), dtype=torch.float64)
+    labels = torch.randint(5, shape, generator=generator(1))
+    labels[1:3] = -100
+    each = forward_mode.per_sample_losses(functional.cross_entropy, scores, labels)
+    assert each.shape == (4,)
+    torch.testing.assert_close(each.sum(), functional.cross_entropy(scores, labels))
+
+
 @pytest.mark.parametrize(("space", "averaged"), SPACES)
 def test_agrees_with_projection_in_single_precision(space: str, averaged: bool) -> None:
     net = small_net("batch", samples=8, dtype=torch.float32)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -93,6 +94,36 @@ def test_the_parts_of_a_chain_compute_what_it_computes() -> None:
     assert len(blocks) == 2
     assert torch.equal(classifier(blocks[1](blocks[0](inputs))), model(inputs))
     assert {id(p) for p in [*blocks.parameters(), *classifier.parameters()]} == {id(p) for p in model.parameters()}
+
+
+def test_a_module_that_stands_in_a_chain_twice_is_in_both_places() -> None:
+    """Cut by position, though the modules have names of their own."""
+    act, inputs = nn.ReLU(), normal(3, 6)
+    layers = {"one": nn.Linear(6, 5), "a": act, "two": nn.Linear(5, 4), "b": act, "three": nn.Linear(4, 3)}
+    model = nn.Sequential(OrderedDict(layers)).double()
+    blocks, classifier = split(model, at=[2, 4])
+    assert [len(part) for part in (*blocks, classifier)] == [2, 2, 1]
+    assert torch.equal(classifier(blocks[1](blocks[0](inputs))), model(inputs))
+
+
+def test_what_blocks_share_gets_the_gradients_of_all() -> None:
+    whole, inputs, labels = module(Method("global", "global"))
+    shared = nn.Sequential(nn.Linear(4, 4), nn.Tanh()).to(inputs.dtype)
+    net = ForwardGradient([shared, shared], list(whole.auxiliaries)[1:], Method("global", "global"))
+    net.backward(inputs, labels)
+    (gradient,) = torch.autograd.grad(functional.cross_entropy(net(inputs), labels), [shared[0].weight])
+    torch.testing.assert_close(shared[0].weight.grad, gradient)
+
+
+@pytest.mark.parametrize("method", [Method("global", "local"), Method("global", "frozen"), Method("local", "local")])
+@pytest.mark.parametrize("place", ["block", "auxiliary"])
+def test_a_part_that_changes_what_others_read_is_refused(place: str, method: Method) -> None:
+    net = dense_net(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4))
+    parts = {"block": net.blocks, "auxiliary": net.auxiliaries}[place]
+    parts[1] = nn.Sequential(nn.ReLU(inplace=True), parts[1])
+    with pytest.raises(SettingError, match=f"{place} = 'Sequential': changes its inputs") as raised:
+        ForwardGradient(net.blocks, net.auxiliaries, method).backward(net.inputs, net.labels)
+    assert "\n" not in str(raised.value)
 
 
 def test_a_resnet_of_torchvision_is_cut_at_stages_and_between_their_blocks() -> None:

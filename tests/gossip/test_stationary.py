@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from trainings import history
 
+from unlocked.errors import SettingError
 from unlocked.gossip import stationary, topology
 from unlocked.gossip.momentum import Constants
 from unlocked.gossip.stationary import Problem, Spectrum
@@ -133,6 +134,10 @@ def test_the_best_strength_is_the_best() -> None:
         costs = [stationary.measures(spectrum, Constants.accelerated(*spectrum.chi, c), problems)[1] for c in grid]
         assert best[optima] == pytest.approx(grid[int(np.argmin(costs))], rel=0.2)
     assert best[0.0] < 0.1 < 1 < best[1.0]
+    with pytest.raises(SettingError, match="no stationary state"):
+        stationary.best_strength(spectrum, [Problem(1.0), Problem(1.0, lr=2.5)])
+    with pytest.raises(SettingError, match="curvatures above 0"):
+        stationary.best_strength(spectrum, [Problem(1.0), Problem(0.0)])
 
 
 @pytest.mark.parametrize("workers", [16, 64])

@@ -22,6 +22,7 @@ from unlocked.forward_gradient.spaces import Space, Vector
 CHUNK = 8  # tangents that run at once: each holds its own copy of the activations
 # Losses that are plain means over samples, so that they can be taken apart. A loss of anyone's own may not be.
 MEANS = (functional.cross_entropy, functional.mse_loss, functional.l1_loss, functional.smooth_l1_loss)
+IGNORED = -100  # the label that torch's cross-entropy leaves out of its mean
 
 
 def derivative(function: Callable[[Tensor], Tensor], at: Tensor, along: Tensor) -> Tensor:
@@ -36,7 +37,9 @@ def per_sample_losses(loss: Loss, scores: Tensor, labels: Tensor) -> Tensor:
     if loss not in MEANS:
         return loss(scores, labels)
     each: Tensor = loss(scores, labels, reduction="none")
-    return (each.flatten(1).mean(1) if each.dim() > 1 else each) / len(labels)
+    classes = loss is functional.cross_entropy and not labels.is_floating_point()
+    counted = (labels != IGNORED).sum() if classes else each.numel()
+    return each.reshape(len(labels), -1).sum(1) / counted
 
 
 def slopes(

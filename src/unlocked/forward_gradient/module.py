@@ -62,8 +62,10 @@ class ForwardGradient(nn.Module):
             self.blocks, self.auxiliaries, inputs, labels, self.method, loss=self.loss,
             guess_auxiliaries=self.guess_auxiliaries, update_statistics=self.training,
         )  # fmt: skip
-        for name, parameter in self.named_parameters():
-            parameter.grad = self.last.gradients.get(name)
+        self.zero_grad(set_to_none=True)
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            if (own := self.last.gradients.get(name)) is not None:  # shared by blocks: each adds its own
+                parameter.grad = own if parameter.grad is None else parameter.grad + own
         return self.last.losses
 
 
@@ -71,13 +73,16 @@ def split(model: nn.Module, at: Sequence[int | str]) -> tuple[nn.ModuleList, nn.
     """Cut a chain of modules before each of `at`: K blocks, and the classifier, which is the last of the K + 1 parts.
 
     model: an `nn.Sequential`, or a ResNet with torchvision's names (its stages are units that can be cut, too:
-    `layer2`, `layer3.1`). at: names in their order, or positions in a `Sequential`. The parts share the model's
+    `layer2`, `layer3.1`). at: names in their order, or positions in the chain. The parts share the model's
     parameters, and one after the other they compute what it computes. `SettingError` for anything else.
     """
     units = _units(model)
     names = list(units)
     starts = [0]
     for place in at:
+        if isinstance(place, int) and 0 <= place < len(names):
+            starts.append(place)
+            continue
         name = choose("at", str(place), [*names, *{name.partition(".")[0] for name in names}])
         starts.append(next(k for k, unit in enumerate(names) if unit == name or unit.startswith(f"{name}.")))
     if len(starts) < 2 or any(a >= b for a, b in pairwise(starts)):
@@ -88,9 +93,9 @@ def split(model: nn.Module, at: Sequence[int | str]) -> tuple[nn.ModuleList, nn.
 
 
 def _units(model: nn.Module) -> dict[str, nn.Module]:
-    """The modules of the chain, by name."""
+    """The modules of the chain, by name; one that stands in it twice is there twice."""
     if isinstance(model, nn.Sequential):
-        return dict(model.named_children())
+        return {name: child for name, child in model._modules.items() if child is not None}
     if tuple(name for name, _ in model.named_children()) != RESNET:
         right = "is no nn.Sequential and no torchvision ResNet: write its blocks as a Sequential"
         raise SettingError("model", type(model).__name__, right)

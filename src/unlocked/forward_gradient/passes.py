@@ -81,6 +81,7 @@ def forward(
     inputs = inputs.detach().requires_grad_(chained and index > 0)
     low = precision == "bfloat16"
     with ExitStack() as stack:
+        stack.enter_context(intact(inputs, "block", block))
         if not update:
             stack.enter_context(frozen_statistics(block))
         calls = stack.enter_context(_recorded(block)) if record_calls else []
@@ -120,7 +121,8 @@ def head(
     leaf = outputs.detach().requires_grad_(gradient)
     parameters = trainable(auxiliary) if train else {}
     with torch.set_grad_enabled(gradient or train), frozen_statistics(*[] if update else [auxiliary]):
-        scores = auxiliary(leaf)
+        with intact(leaf, "auxiliary", auxiliary):
+            scores = auxiliary(leaf)
         mean = loss(scores, labels)
     wanted = [leaf] * gradient + list(parameters.values())
     found = list(torch.autograd.grad(mean, wanted, materialize_grads=True)) if wanted else []
@@ -141,6 +143,21 @@ def trainable(module: nn.Module, recurse: bool = True) -> Tensors:
 def uses_batch_statistics(module: nn.Module) -> bool:
     """Whether a BatchNorm of `module` would normalise with the statistics of the batch: then samples interact."""
     return any(isinstance(m, _BatchNorm) and (m.training or m.running_mean is None) for m in module.modules())
+
+
+@contextmanager
+def intact(inputs: Tensor, kind: str, module: nn.Module) -> Iterator[None]:
+    """Inside, `module` runs on `inputs`; `SettingError` if it changes them in place, where others still need them."""
+    right = "changes its inputs, which other parts read: its first layer must not work in place (inplace=True)"
+    version = inputs._version
+    try:
+        yield
+    except RuntimeError as error:
+        if "in-place operation" in str(error):  # torch's, of inputs at which a gradient is taken
+            raise SettingError(kind, type(module).__name__, right) from error
+        raise
+    if inputs._version != version:
+        raise SettingError(kind, type(module).__name__, right)
 
 
 @contextmanager

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 import networkx as nx
 import numpy as np
 
+from unlocked.errors import SettingError
 from unlocked.gossip import topology
 from unlocked.gossip.momentum import Constants
 
@@ -142,9 +143,11 @@ def best_strength(spectrum: Spectrum, problems: Sequence[Problem], most: float =
     """The strength of the momentum with the least stationary loss difference over some directions, to a few percent.
 
     Searched from chi2/chi1, which is the baseline itself, to `most`; an end of that interval says that the best lies
-    there or beyond.
+    there or beyond. `SettingError` where no strength has a stationary state.
     """
     chi1, chi2 = spectrum.chi
+    if flat := [problem for problem in problems if not problem.curvature > 0]:
+        raise SettingError("problems", flat, "must have curvatures above 0")
 
     def cost(strength: float) -> float:
         return measures(spectrum, Constants.accelerated(chi1, chi2, strength), problems)[1]
@@ -152,6 +155,9 @@ def best_strength(spectrum: Spectrum, problems: Sequence[Problem], most: float =
     low, high = chi2 / chi1, most
     for _ in range(2):  # a grid, and a finer one about its best
         grid = np.geomspace(low, high, 17).tolist()
-        lowest = int(np.argmin([cost(strength) for strength in grid]))
+        costs = [cost(strength) for strength in grid]
+        lowest = int(np.argmin(costs))
+        if not math.isfinite(costs[lowest]):
+            raise SettingError("problems", list(problems), "have no stationary state at any strength")
         low, high = grid[max(0, lowest - 1)], grid[min(len(grid) - 1, lowest + 1)]
     return float(grid[lowest])
