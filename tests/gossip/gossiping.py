@@ -249,6 +249,29 @@ def save_and_load(rank: int) -> dict[str, Any]:
     return {"state": state, "again": again, "due": due, "due_again": due_again, "weight": weight}
 
 
+def begin_late(rank: int) -> dict[str, Any]:
+    """Rank 1 makes its first step when rank 0 has made twenty; then both go on, and move their models."""
+    model, gossip = begin(rank, rate=4.0)
+    with gossip:
+        for _ in range(20 - 20 * rank):
+            gradient(model, 0.002)
+            gossip.step()
+        dist.barrier()
+        result = {"averagings": gossip.statistics()["averagings"]}
+        dist.barrier()
+        for _ in range(40):
+            gradient(model, 0.002)
+            gossip.step()
+        dist.barrier()
+        result["later"] = gossip.statistics()["averagings"]
+        gradient(model.double())
+        try:
+            gossip.step()
+        except SettingError as error:
+            result["moved"] = str(error)
+    return result
+
+
 def disagree(rank: int) -> str:
     """Ranks that do not want the same."""
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -23,7 +24,9 @@ from torch import nn
 
 from unlocked.errors import SettingError
 from unlocked.gossip import AsyncGossip, topology
+from unlocked.gossip.distributed import server
 from unlocked.gossip.distributed.async_gossip import Worker, trained
+from unlocked.gossip.distributed.wire import introduced, start_thread
 from unlocked.gossip.momentum import Constants
 from unlocked.gossip.reference import replay
 
@@ -171,6 +174,37 @@ def test_a_state_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
         assert result["weight"] == state["x"][: len(result["weight"])]
 
 
+def test_nobody_averages_with_who_has_not_begun(tmp_path: Path) -> None:
+    """A rank that is still loading its checkpoint is asked in vain; then a model that was moved is refused."""
+    for result in run(tmp_path, 2, gossiping.begin_late):
+        assert result["averagings"] == 0
+        assert result["later"] > 0
+        assert "must stay where AsyncGossip put them" in result["moved"]
+
+
+def test_who_reads_nothing_keeps_nobody_waiting() -> None:
+    """The service sends one worker a mean that fills its connection; the others have theirs, and the next one."""
+    service, channels = server.Service(b"key"), []
+    for rank in range(3):
+        here, there = socket.socketpair()
+        start_thread(service.welcome, there)
+        channels.append(introduced(here, b"key", rank, server=False)[0])
+        here.settimeout(20)
+    array = np.ones(4_000_000, np.float32)
+    with service.changed:
+        assert service.changed.wait_for(lambda: len(service.here) == 3, 20)
+    for channel in channels:
+        channel.send("share", 7, array, 20.0)
+    for number, workers in ((7, 3), (8, 2)):
+        for channel in channels[:2]:
+            word, which, count, mean = channel.receive()
+            assert (word, which, count) == ("mean", number, workers)
+            assert np.array_equal(mean, array)
+            channel.send("share", 8, array, 0.5)
+    for channel in channels:
+        channel.hang_up()
+
+
 def test_the_model_keeps_its_layout() -> None:
     """Its parameters are views of one vector, with the values and strides that they had."""
     model, like = network(0), network(0)
@@ -196,6 +230,8 @@ def test_ranks_that_disagree_all_say_so(tmp_path: Path) -> None:
         ({"rate": 0}, 4, "rate = 0"),
         ({"rate": float("nan"), "momentum": False}, 4, "rate = nan"),
         ({"strength": -1}, 4, "strength = -1"),
+        ({"timeout": 0}, 4, "timeout = 0: must be a number of seconds"),
+        ({"timeout": float("inf")}, 4, "timeout = inf"),
     ],
 )
 def test_refuses(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], workers: int, word: str) -> None:

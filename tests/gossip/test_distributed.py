@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import networkx as nx
 import numpy as np
@@ -27,6 +28,7 @@ from unlocked.gossip.distributed.vectors import Vectors
 from unlocked.gossip.distributed.wire import Channel, Stranger
 from unlocked.gossip.momentum import Constants
 from unlocked.gossip.reference import replay
+from unlocked.papers.acid.processes import launch
 
 
 class Clock:
@@ -125,7 +127,7 @@ def together(graph: nx.Graph, rate: float = 2.0, length: int = 50) -> Iterator[l
             worker.meet(places)
             worker.vectors.begin(0.001, 0.0)
             worker.resume()
-        assert all(worker.linked({*places}) for worker in workers)
+        assert not any(worker.missing({*places}) for worker in workers)
         yield workers
     finally:
         for worker in workers:
@@ -200,6 +202,19 @@ def test_a_peer_that_is_gone_or_silent_is_not_asked_again(monkeypatch: pytest.Mo
         assert hub.failed == {2: "no answer within 0.2 s"}
         assert hub.in_vain <= 2
         assert hub.hold()
+
+
+def test_neighbours_out_of_reach_are_missed() -> None:
+    """By their numbers, and no others; at once when the gossip ends."""
+    vectors = Vectors(torch.zeros(3), Constants.baseline(), "exact")
+    alone = Averaging(vectors, topology.build("ring", 5), 1, rate=1.0, seed=0, key=b"key", timeout=0.2)
+    alone.connect("127.0.0.1")
+    nobody = socket.create_server(("127.0.0.1", 0))
+    port = nobody.getsockname()[1]
+    nobody.close()
+    alone.meet(dict.fromkeys(range(5), ("127.0.0.1", port)))
+    assert alone.missing({0, 2, 3}) == [0, 2]
+    alone.close()
 
 
 def test_who_does_not_know_the_key_is_no_peer() -> None:
@@ -286,13 +301,47 @@ def test_strangers_are_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
     channels: list[Channel] = []
     guest = threading.Thread(target=come)
     guest.start()
-    ((rank, channel),) = reception.arrivals(20)
+    ((rank, channel),) = reception.arrivals(seconds=20)
     guest.join(20)
     channel.send("welcome")
     assert rank == 1
     assert channels[0].receive() == ["welcome"]
-    assert list(reception.arrivals(0.1)) == []  # nobody else comes
+    assert list(reception.arrivals(seconds=0.1)) == []  # nobody else comes
     assert all(wire.shared_key().hex().encode() not in store.get(key) for key in [rendezvous.ADDRESS])
+    reception.close()
+
+
+def test_a_rank_that_a_run_does_without_takes_part_in_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits until the run is over, then comes again."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(rendezvous, "rendezvous", lambda: store)
+    monkeypatch.setenv(wire.KEY, "secret")
+    reception = rendezvous.Reception(3, "lo")
+    monkeypatch.setattr(launch, "_reception", reception)
+    words: dict[int, list[bool]] = {1: [], 2: []}
+
+    def come(rank: int) -> None:
+        for _ in range(2):
+            words[rank].append(
+                launch.take_part(rendezvous.connect(*rendezvous.coordinator(), wire.shared_key(), rank), find)
+            )
+
+    def find(_: str) -> Any:
+        raise AssertionError("there is no run")
+
+    guests = [threading.Thread(target=come, args=(rank,)) for rank in words]
+    for guest in guests:
+        guest.start()
+    assert not reception.met
+    ((rank, channel, process),) = launch.lines({1}, *2 * [None])
+    assert (rank, process) == (1, None)
+    rendezvous.farewell(channel, "spared")  # in the place of a run
+    assert words[2] == []
+    for _, channel in reception.arrivals(seconds=20):
+        rendezvous.farewell(channel, "dismissed", "")
+    for guest in guests:
+        guest.join(20)
+    assert words == {1: [True, False], 2: [True, False]}
     reception.close()
 
 

@@ -33,11 +33,12 @@ from unlocked.gossip import topology
 from unlocked.gossip.distributed import rendezvous, server
 from unlocked.gossip.distributed.averaging import LOG, Averaging
 from unlocked.gossip.distributed.vectors import Vectors
-from unlocked.gossip.distributed.wire import GONE, KEY, shared_key, start_thread
+from unlocked.gossip.distributed.wire import GONE, KEY, Stranger, shared_key, start_thread
 from unlocked.gossip.momentum import Constants, descend_
 
 INTERFACE = "GLOO_SOCKET_IFNAME"  # torch.distributed's variable
 SECONDS_BETWEEN_REPORTS = 0.1  # on how long gradients take
+LONGEST = 86400.0  # a timeout that is longer is a mistake
 
 
 def trained(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[nn.Parameter]:
@@ -118,6 +119,8 @@ class AsyncGossip:
     ) -> None:
         if not (dist.is_available() and dist.is_initialized()):
             raise SettingError("process_group", process_group, "call torch.distributed.init_process_group first")
+        if not 0 < timeout <= LONGEST:
+            raise SettingError("timeout", timeout, f"must be a number of seconds above 0, {LONGEST:g} at most")
         self.rank, workers = dist.get_rank(process_group), dist.get_world_size(process_group)
         self._parameters = trained(model, optimizer)
         self._graph, constants = network(graph, workers, rate, momentum, strength, seed)
@@ -127,12 +130,13 @@ class AsyncGossip:
         self._vectors = Worker(self._parameters, constants)
         self._changed = self._vectors.changed  # guards what follows
         self._counts = {"steps": 0, "timed": 0, "seconds": 0.0}
-        self._ended: float | None = None  # when the last gradient did; None: the next one is not timed
+        self._stepped: float | None = None  # when the optimiser last did; None: the next gradient is not timed
         self._reported = 0.0  # when the service last heard how long gradients take
         self._lost: dict[int, str] = {}
         self._waited = 0.0  # seconds
         self._closing = False
         self._mean: tuple[int, Any] | None = None
+        self._shared = 0  # how often this worker has asked for a mean
         self._connect(rate, seed)
 
     # The start
@@ -159,7 +163,7 @@ class AsyncGossip:
         return told
 
     def _connect(self, rate: float, seed: int) -> None:
-        """To the service and to the neighbours; nothing is connected later."""
+        """To the service and to the neighbours; nothing is connected later. Averagings begin with the first step."""
         here, key, port = rendezvous.interface_address(os.environ.get(INTERFACE, "lo")), b"", 0
         if self.rank == 0:
             key = secrets.token_bytes(32)
@@ -168,17 +172,19 @@ class AsyncGossip:
         key = shared_key(key)
         try:
             self._channel = rendezvous.connect(first, port, key, self.rank)
+        except Stranger:
+            raise SettingError(KEY, "this rank's", "must be the same on all ranks: the service has another") from None
         except GONE as error:
-            raise SettingError(KEY, None, f"must be the same on all ranks: no way to the service ({error})") from None
+            right = f"must name the network interface that connects all ranks: no way to {first}:{port} ({error})"
+            raise SettingError(INTERFACE, os.environ.get(INTERFACE), right) from None
         self._averaging = Averaging(
             self._vectors, self._graph, self.rank, rate=rate, seed=seed, key=key, timeout=self.timeout
         )
         self._listener = start_thread(self._listen)
         places = dict(enumerate(self._gathered((here, self._averaging.connect(here)))))
         self._averaging.meet(places)
-        if not self._averaging.linked({*places}):
-            LOG.warning("rank %d starts without some of its neighbours: they did not come in time", self.rank)
-        self._averaging.resume()
+        if missing := self._averaging.missing({*places}):
+            LOG.warning("rank %d starts without its neighbours %s: they did not come in time", self.rank, missing)
         dist.barrier(self._group)
 
     # The training's thread
@@ -189,21 +195,31 @@ class AsyncGossip:
         `make`: what makes the step, if not `optimizer.step`, e.g. `lambda: scaler.step(optimizer)`; its result is
         returned. Waits only if much is owed and a partner is there.
         """
+        self._check_place()
         self._vectors.m.copy_(self._vectors.read)
         result = (make or self._optimizer.step)()
         now = time.perf_counter()
-        if self._ended is not None:  # the first gradient, which often takes much longer, is not counted
+        if self._stepped is not None:  # the first gradient, which often takes much longer, is not counted
             self._counts["timed"] += 1
-            self._counts["seconds"] += now - self._ended
+            self._counts["seconds"] += now - self._stepped
             self._report(now)
+        self._stepped = now
         if self._averaging.must_wait():
             self._wait(lambda: not self._averaging.must_wait())
         if self._averaging.frozen:
             self._averaging.resume()
         self._averaging.after_step(self._vectors.step)
         self._counts["steps"] += 1
-        self._ended = time.perf_counter()
         return result
+
+    def _check_place(self) -> None:
+        """`SettingError` if the optimiser would move other memory than gossip's: after `model.to(...)`, for example."""
+        where = self._vectors.read.data_ptr()
+        for p in self._parameters:
+            if p.data_ptr() != where:
+                right = "must stay where AsyncGossip put them: move or replace a model before, not afterwards"
+                raise SettingError("model", "its parameters", right)
+            where += p.numel() * p.element_size()
 
     def _report(self, now: float) -> None:
         """Tell the service, from time to time, how long gradients take; it answers with the mean over workers."""
@@ -224,16 +240,18 @@ class AsyncGossip:
     def average_(self, timeout: float | None = None) -> int:
         """Parameters, auxiliary variable and floating buffers become the mean over all workers that call this.
 
-        Waits for those that are still there, `timeout` seconds at most (the constructor's), and returns how many took
-        part: 1, with a warning, without the service. Until its next `step` nobody averages with this worker.
+        Once this worker's own exchanges have ended, waits for those that are still there, `timeout` seconds at most
+        (the constructor's), and returns how many took part: 1, with a warning, without the service. Until its next
+        `step` nobody averages with this worker.
         """
-        seconds, self._mean, self._ended = self.timeout if timeout is None else timeout, None, None
+        seconds, self._mean, self._stepped = self.timeout if timeout is None else timeout, None, None
         held = self._averaging.hold() and not self._averaging.down
         self._vectors.start_gradient()  # the model has the current x
         tensors = [self._vectors.x, *self._buffers]
         if held:
             wide = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-            self._say("share", torch.cat([t.to("cpu", wide).flatten() for t in tensors]).numpy(), seconds)
+            self._shared += 1
+            self._say("share", self._shared, torch.cat([t.to("cpu", wide).flatten() for t in tensors]).numpy(), seconds)
             self._wait(lambda: self._mean is not None, seconds + self.timeout)
         if self._mean is None:
             LOG.warning("rank %d keeps its own parameters: %s", self.rank, self._averaging.down or "no answer in time")
@@ -323,7 +341,8 @@ class AsyncGossip:
         """What the service says."""
         with self._changed:
             if word == "mean":
-                self._mean = values[0], values[1]
+                if values[0] == self._shared:  # none that came too late for the call before
+                    self._mean = values[1], values[2]
             elif word == "unit":
                 self._vectors.unit = values[0]
             else:

@@ -115,11 +115,12 @@ class Averaging:
                 with contextlib.suppress(*GONE):
                     self._welcome(socket.create_connection(places[peer], timeout=self.timeout), server=False)
 
-    def linked(self, peers: set[int]) -> bool:
-        """Wait until all neighbours among `peers` are there, or the timeout is over."""
+    def missing(self, peers: set[int]) -> list[int]:
+        """The neighbours among `peers` that are still not there when the timeout is over; none as soon as all are."""
         wanted = peers & self._weights.keys()
         with self.changed:
-            return self.changed.wait_for(lambda: wanted <= self._links.keys(), self.timeout)
+            self.changed.wait_for(lambda: self._ended or wanted <= self._links.keys(), self.timeout)
+            return sorted(wanted - self._links.keys())
 
     def _welcome(self, sock: socket.socket, server: bool) -> None:
         """Tell each other who and where one is, then stay in touch; strangers are turned away."""

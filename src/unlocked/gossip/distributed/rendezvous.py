@@ -7,12 +7,14 @@ user's key (`wire.shared_key`).
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import os
 import socket
 import struct
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from datetime import timedelta
 
 import torch.distributed as dist
@@ -22,8 +24,9 @@ from unlocked.gossip.distributed.wire import GONE, Channel, introduced, shared_k
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 START_SECONDS = 300.0  # until every process must have come: imports from a network file system take their time
-ADDRESS_OF_INTERFACE = 0x8915  # SIOCGIFADDR of Linux
-ADDRESS = "unlocked/coordinator"
+ADDRESS_OF_INTERFACE = 0xC0206921 if sys.platform == "darwin" else 0x8915  # SIOCGIFADDR
+# torchrun restarts all ranks beside the same store, in which the address of the ranks before still stands
+ADDRESS = f"unlocked/coordinator/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
 
 
 def interface_name(interface: str) -> str:
@@ -65,12 +68,22 @@ class Reception:
         """`size`: number of ranks, rank 0 included."""
         self.size, self.key = size, shared_key()
         self._listener = socket.create_server((interface_address(interface), 0), backlog=size)
+        self._spare: list[Channel] = []  # to ranks that the run under way does without
+        self.met = False  # whether anybody has come yet
         self._store = rendezvous()  # kept: the store may live in this process
         host, port = self._listener.getsockname()
         self._store.set(ADDRESS, f"{host} {port}")
 
-    def arrivals(self, seconds: float = START_SECONDS) -> Iterator[tuple[int, Channel]]:
-        """(rank, channel) of every other rank, as they come; ends when all are there or the time is over."""
+    def arrivals(
+        self, wanted: Collection[int] | None = None, seconds: float = START_SECONDS
+    ) -> Iterator[tuple[int, Channel]]:
+        """(rank, channel) of every other rank, as they come; ends when all are there or the time is over.
+
+        wanted: of these alone; a rank that comes and is not among them waits for the next call.
+        """
+        wanted = range(self.size) if wanted is None else {*wanted}
+        while self._spare:
+            farewell(self._spare.pop(), "spared")
         missing, deadline = self.size - 1, time.monotonic() + seconds
         while missing and (left := deadline - time.monotonic()) > 0:
             self._listener.settimeout(left)
@@ -78,12 +91,22 @@ class Reception:
                 channel, (rank,) = introduced(self._listener.accept()[0], self.key, server=True)
             except (*GONE, ValueError):
                 continue
-            missing -= 1
-            yield rank, channel
+            missing, self.met = missing - 1, True
+            if rank in wanted:
+                yield rank, channel
+            else:
+                self._spare.append(channel)
 
     def close(self) -> None:
         """Let nobody in any more."""
         self._listener.close()
+
+
+def farewell(channel: Channel, *message: str) -> None:
+    """A last word, if there is still somebody to hear it."""
+    with contextlib.suppress(*GONE):
+        channel.send(*message)
+    channel.close()
 
 
 def coordinator() -> tuple[str, int]:

@@ -2,9 +2,10 @@
 gradient takes over all workers.
 
 Rank 0 starts it. It knows no torch, does not share rank 0's interpreter lock, and outlives rank 0. The last worker that
-goes ends it. A worker says `timed` (number and seconds of its gradients so far; answered by `unit`), `share` (an array
-to take the mean of, seconds to wait for the others; answered by `mean`: number of workers, array) and `leave`. The
-service says `lost` (rank, reason) to the others.
+goes ends it. A worker says `timed` (number and seconds of its gradients so far; answered by `unit`), `share` (which of
+its own this is, an array to take the mean of, seconds to wait for the others; answered by `mean`: which, number of
+workers, array) and `leave`. The service says `lost` (rank, reason) to the others. Each worker is sent what is for it by
+a thread of its own: one that reads nothing keeps nobody waiting.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from queue import SimpleQueue
 from typing import IO, Any, cast
 
 import numpy as np
@@ -42,13 +44,24 @@ class Service(Hub):
         super().__init__()
         self.answers = {"timed": self._timed, "share": self._share, "leave": self._leave}
         self._key, self._round, self._times = key, Round(), dict[int, tuple[int, float]]()
+        self._posts: dict[int, SimpleQueue[tuple[Any, ...]]] = {}
 
     def welcome(self, sock: socket.socket) -> None:
         """Let a worker in, and hear it until it goes."""
         with contextlib.suppress(*GONE):
             channel, (rank,) = introduced(sock, self._key, server=True)
+            self._posts[rank] = SimpleQueue()
             self.join(rank, channel)
+            start_thread(self._post, rank)
             self.serve(rank)
+
+    def say(self, rank: int, *message: Any) -> None:
+        """Send, as soon as the worker has read what was sent before."""
+        self._posts[rank].put(message)
+
+    def _post(self, rank: int) -> None:
+        while True:
+            super().say(rank, *self._posts[rank].get())
 
     def _timed(self, rank: int, gradients: int, seconds: float) -> None:
         self._times[rank] = gradients, seconds
@@ -63,7 +76,7 @@ class Service(Hub):
             self.say(other, "lost", rank, reason)
         self._finish_if_complete()
 
-    def _share(self, rank: int, array: np.ndarray, seconds: float) -> None:
+    def _share(self, rank: int, which: int, array: np.ndarray, seconds: float) -> None:
         """Wait until all others have shared or are gone, or the time is over; the mean is of those who came."""
         current = self._round
         current.total = current.total + array.astype(np.float64)
@@ -71,7 +84,7 @@ class Service(Hub):
         self._finish_if_complete()
         if not self.changed.wait_for(lambda: current.over, seconds):
             self._finish()
-        self.say(rank, "mean", len(current.ranks), (current.total / len(current.ranks)).astype(array.dtype))
+        self.say(rank, "mean", which, len(current.ranks), (current.total / len(current.ranks)).astype(array.dtype))
 
     def _finish_if_complete(self) -> None:
         if self._round.ranks and self.here <= self._round.ranks:

@@ -1,8 +1,9 @@
 """A worker's vectors and the lock that guards them: all threads of a worker change them here and nowhere else.
 
-The lock is held for the length of an update (see `momentum`), never while a gradient is computed or a vector is on its
-way. On a GPU gradients and gossip use streams of their own: whoever holds the lock lets its stream wait for the work
-that the last holder had queued.
+The lock is held for the length of an update (see `momentum`), never while a vector is on its way between workers, and
+on a CPU never while a gradient is computed. On a GPU gradients and gossip use streams of their own: whoever holds the
+lock lets its stream wait for the work that the last holder had queued, so that who copies x to the host waits for the
+gradient that was queued before, and the training's thread may queue one more meanwhile.
 """
 
 from __future__ import annotations

@@ -122,6 +122,18 @@ def test_the_lost_stay_lost(short: Short, started: Started) -> None:
     assert check_survivors(second, 1)["reason"] == "was killed by SIGKILL"
 
 
+def test_a_graph_without_an_edge_is_another_graph(short: Short, started: Started) -> None:
+    """Neighbours that cannot reach each other end the run; a lost one is missed by nobody."""
+    training = started(short(400))
+    coordinator = advance_to(training, 60)
+    with coordinator.changed:
+        coordinator._met(0, [5])  # lost before
+        assert coordinator.apart is None
+        coordinator._met(1, [0])
+    with pytest.raises(MachineError, match=r"workers 0 and 1 have no connection: runtime\.interface"):
+        drive(training)
+
+
 # As a user would: the command, killed from outside
 
 

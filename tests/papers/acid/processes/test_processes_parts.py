@@ -25,14 +25,15 @@ def test_place_is_read_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     for name in ("RANK", "WORLD_SIZE", "SLURM_STEP_NUM_TASKS"):
         monkeypatch.delenv(name, raising=False)
     assert places.place() is None
-    slurm = {"STEP_NUM_TASKS": "8", "PROCID": "5", "JOB_ID": "77", "LAUNCH_NODE_IPADDR": "10.0.0.1"}
+    slurm = {"STEP_NUM_TASKS": "8", "PROCID": "5", "JOB_ID": "77", "STEP_ID": "2", "STEP_NODELIST": "cn[003-007],gpu1"}
     for name, value in slurm.items():
         monkeypatch.setenv(f"SLURM_{name}", value)
     for name in ("MASTER_ADDR", "MASTER_PORT", "RANK", "WORLD_SIZE"):
         monkeypatch.setenv(name, "")  # so that what `place` sets is undone
         monkeypatch.delenv(name)
     assert places.place() == places.Place(5, 8)
-    assert os.environ["MASTER_ADDR"] == "10.0.0.1"
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("cn003", str(20000 + 77 + 2 * 1009))
+    assert [places.first_node(nodes) for nodes in ("one", "a1,a2", "b[4,6]-ib,c")] == ["one", "a1", "b4-ib"]
     monkeypatch.setenv("RANK", "2")
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert places.place() == places.Place(2, 4)

@@ -4,12 +4,13 @@ One thread per worker receives its messages and acts on them under one lock; one
 for too long. Gradients are granted a few at a time, so that none waits for a message, and handed out again when the
 worker that had them is lost: the total is exact. Whom a worker averages with is its own affair.
 
-A worker says `ready` (seconds of a gradient; host and port at which neighbours find it), `progress` (its tally; seconds
-that it has spent on a gradient so far, 0 if it rightly waits), `shown` (an occasion, its state) and `failed` (why). It
-is told `begin` (the run's id and key, where all-reduce's workers meet, the vector that all start from; its number, a
-state to continue from), `meet` (host and port of each worker; mean seconds of a gradient), `grant` (gradients that it
-may have done; their mean seconds), `show` (an occasion; whether to end the averagings first, until `continue`), `ping`
-(answered by `progress`) and `dismissed` (why, if there is a reason).
+A worker says `ready` (seconds of a gradient; host and port at which neighbours find it), `met` (neighbours that it has
+no connection to), `progress` (its tally; seconds that it has spent on a gradient so far, 0 if it rightly waits),
+`shown` (an occasion, its state) and `failed` (why). It is told `begin` (the run's id and key, where all-reduce's
+workers meet, the vector that all start from; its number, a state to continue from), `meet` (host and port of each
+worker; mean seconds of a gradient), `grant` (gradients that it may have done; their mean seconds), `show` (an occasion;
+whether to end the averagings first, until `continue`), `ping` (answered by `progress`) and `dismissed` (why, if there
+is a reason).
 """
 
 from __future__ import annotations
@@ -25,11 +26,13 @@ from typing import Any
 from unlocked.console import say
 from unlocked.errors import MachineError
 from unlocked.gossip.distributed.hub import Hub
-from unlocked.gossip.distributed.rendezvous import START_SECONDS
 from unlocked.gossip.distributed.wire import start_thread
 from unlocked.papers.acid.processes.launch import Line
 from unlocked.papers.acid.processes.state import Checkpoint, Death, Sample, State, Tally
 
+# Until a worker is set up: it may have to find a million images on a network file system. One that is gone ends its
+# connection before.
+SET_UP_SECONDS = 1800.0
 GRANT_SECONDS = 0.04  # gradients that are granted at a time: as many as take this long, and one more
 SAVE, FINAL = -1, -2  # occasions to show a state, besides the numbers of samples; averagings are halted before
 
@@ -69,8 +72,10 @@ class Coordinator(Hub):
         self.closing = threading.Event()
         self.paused = self.running = self.closed = False
         self.begun, self.trained = 0.0, past.seconds
+        self.apart: tuple[int, int] | None = None  # neighbours that cannot reach each other
         self.answers = {
             "ready": self._ready,
+            "met": self._met,
             "progress": self._progress,
             "shown": self._shown,
             "failed": lambda rank, reason: self.lose(rank, f"failed ({reason})"),
@@ -117,7 +122,7 @@ class Coordinator(Hub):
 
     def broken(self) -> bool:
         """Whether the run cannot go on."""
-        return not self.alive or (not self.gossip and bool(self.past.deaths))
+        return not self.alive or (not self.gossip and bool(self.past.deaths)) or self.apart is not None
 
     def seconds(self) -> float:
         """Wall-clock seconds of training so far, earlier parts included, pauses and the start-up not."""
@@ -133,6 +138,9 @@ class Coordinator(Hub):
             if condition():
                 self.awaited = None
                 return
+            if self.apart is not None:
+                right = "runtime.interface must name the network interface that connects all machines"
+                raise MachineError(f"workers {self.apart[0]} and {self.apart[1]} have no connection: {right}")
             self.awaited = lambda: not self.alive
             self.changed.wait_for(self.awaited, timeout=1.0)  # others are lost in the same moment: name them all
         lost = "; ".join(f"worker {death.worker} {death.reason}" for death in self.past.deaths)
@@ -207,6 +215,8 @@ class Coordinator(Hub):
     def _attend(self, number: int, first: tuple) -> None:
         """Tell a member what it needs, then hear it until its connection ends."""
         self.say(number, "begin", *first, number, self.past.states[number])
+        with self.changed:
+            self.heard[number] = time.monotonic()
         self.serve(number)
 
     def _wake(self) -> None:
@@ -225,6 +235,12 @@ class Coordinator(Hub):
             for member in self.alive:
                 self.say(member.number, "meet", [(m.number, *m.place) for m in self.alive], self.unit())
             self._grant_all()
+            self._wake()
+
+    def _met(self, number: int, missing: list[int]) -> None:
+        """A graph without one of its edges is another graph; a neighbour that is lost takes its edges along."""
+        for peer in self.here.intersection(missing):
+            self.apart = min(number, peer), max(number, peer)
             self._wake()
 
     def _progress(self, number: int, tally: dict[str, Any], busy: float) -> None:
@@ -308,7 +324,7 @@ class Coordinator(Hub):
         while not self.closing.wait(self.timeout / 4):
             with self.changed:
                 for member in self.alive:
-                    limit = self.timeout if member.ready else max(self.timeout, START_SECONDS)
+                    limit = self.timeout if member.ready else max(self.timeout, SET_UP_SECONDS)
                     silent = time.monotonic() - self.heard[member.number]
                     if silent > limit:
                         self.lose(member.number, f"was silent for more than {limit:g} s")

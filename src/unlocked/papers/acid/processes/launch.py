@@ -21,7 +21,7 @@ import torch
 
 from unlocked.errors import MachineError
 from unlocked.gossip.distributed import rendezvous
-from unlocked.gossip.distributed.rendezvous import START_SECONDS, Reception
+from unlocked.gossip.distributed.rendezvous import START_SECONDS, Reception, farewell
 from unlocked.gossip.distributed.wire import GONE, KEY, Channel, shared_key
 from unlocked.papers.acid.processes.state import State
 from unlocked.papers.acid.processes.synchronous import Synchronous
@@ -43,10 +43,10 @@ def ignore_stops() -> None:
 
 
 def take_part(channel: Channel, find: Find) -> bool:
-    """Be a worker of one run; False if there is none any more."""
+    """Be a worker of one run, or wait for the end of one without this rank; False if there is none any more."""
     word, *values = channel.receive()
-    if word == "dismissed":
-        return False
+    if word in ("dismissed", "spared"):
+        return word == "spared"
     name, key, store, start, number, past = values
     run, data = find(name)
     kind = Worker if isinstance(run, Gossip) else Synchronous
@@ -86,10 +86,9 @@ def lines(numbers: Iterable[int], run: ProcessRun, data: Dataset) -> Iterator[Li
     for number in sorted(wanted if _reception is None else wanted & {0}):
         yield number, *start_local(run, data)
         wanted.remove(number)
-    for rank, channel in _reception.arrivals() if _reception is not None else ():
-        if rank in wanted:
-            yield rank, channel, None
-            wanted.remove(rank)
+    for rank, channel in _reception.arrivals(wanted) if _reception is not None else ():
+        yield rank, channel, None
+        wanted.remove(rank)
     if missing := sorted(wanted):
         raise MachineError(f"ranks {', '.join(map(str, missing))} did not come within {START_SECONDS} s")
 
@@ -117,9 +116,8 @@ def together(where: Place, runtime: ProcessRuntime) -> Iterator[None]:
     try:
         yield
     finally:
-        for _, channel in _reception.arrivals(10.0):
-            with contextlib.suppress(*GONE):
-                channel.send("dismissed", "")
-            channel.close()
+        # who has taken part in a run is back soon; who has not may still be starting
+        for _, channel in _reception.arrivals(seconds=10.0 if _reception.met else START_SECONDS):
+            farewell(channel, "dismissed", "")
         _reception.close()
         _reception = None

@@ -59,6 +59,7 @@ class Worker:
         self.key, self.store, self.start, self.past = key, store, start, past
         self.changed = threading.Condition()  # guards what the threads share
         self.until, self.over = 0, False
+        self.introduced = False  # to its neighbours
         self.busy_since: float | None = None
         self.stopped_at = 0.0  # when averagings were last halted
         self.ended: float | None = None  # when the last gradient ended
@@ -197,7 +198,8 @@ class Worker:
 
     def _may_go(self) -> bool:
         """Whether there is a gradient to do, and not too much gossip under way."""
-        return self.over or (self.tally.steps < self.until and not self.averaging.must_wait())
+        ready = self.introduced and not self.averaging.must_wait()
+        return self.over or (ready and self.tally.steps < self.until)
 
     def _do_gradient(self) -> None:
         """One gradient and its step."""
@@ -265,8 +267,19 @@ class Worker:
 
     def _meet(self, places: list[tuple[int, str, int]], unit: float) -> None:
         self.vectors.begin(unit, 0.0 if self.past is None else self.past.age)
-        self.averaging.meet({worker: (host, port) for worker, host, port in places})
-        self.averaging.resume()
+        start_thread(self._find, {worker: (host, port) for worker, host, port in places})
+
+    def _find(self, places: dict[int, tuple[str, int]]) -> None:
+        """Connect to the neighbours, in a thread of its own: out of reach they take their time to be missed."""
+        try:
+            self.averaging.meet(places)
+            self.averaging.resume()
+        finally:
+            with self.changed:
+                self.introduced = True
+                self.changed.notify_all()
+        with contextlib.suppress(*GONE):
+            self.channel.send("met", self.averaging.missing({*places}))
 
     def _granted(self, until: int, unit: float) -> None:
         with self.changed:
@@ -276,6 +289,8 @@ class Worker:
     def _show(self, occasion: Any, halt: bool) -> None:
         """`halt`: no averagings from here to `continue`."""
         if halt:
+            with self.changed:
+                self.changed.wait_for(lambda: self.introduced)
             self.averaging.hold()
             self.stopped_at = time.perf_counter()
         vectors, buffers = self.vectors.copies(), self._buffers()
