@@ -9,6 +9,6 @@ RUN apt-get update \
 WORKDIR /unlocked
 COPY requirements.lock pyproject.toml README.md reproduce.py ./
 COPY src src
-RUN python3 reproduce.py --version
+RUN python3 -c "import reproduce; reproduce.make_environment()"
 COPY . .
 ENTRYPOINT ["python3", "reproduce.py"]

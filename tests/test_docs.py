@@ -6,6 +6,8 @@ import ast
 import json
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -158,11 +160,19 @@ def test_the_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not any(cell.get("outputs") for cell in notebook["cells"])  # kept without what it printed
 
 
-def test_images() -> None:
-    """Docker and Apptainer run the README's command: what they copy is there, and their Python is new enough."""
+def test_images(tmp_path: Path) -> None:
+    """Docker and Apptainer run the README's command: what they copy is there and enough to make the environment from,
+    and their Python is new enough."""
     text = (ROOT / "Dockerfile").read_text()
-    for line in re.findall(r"^COPY (.*) \S+$", text, re.MULTILINE):
-        assert all((ROOT / name).exists() for name in line.split())
+    for line in re.findall(r"^COPY (.*) \S+$", text.split("RUN python3")[0], re.MULTILINE):
+        for name in line.split():
+            copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+            copy(ROOT / name, tmp_path / name)
+    (make,) = re.findall(r'^RUN python3 -c "(.*)"$', text, re.MULTILINE)
+    assert f'python3 -c "{make}"' in (ROOT / "unlocked.def").read_text()
+    stamp = "import reproduce; reproduce.VENV.mkdir(); reproduce.PYTHON = reproduce.ROOT / 'reproduce.py'; "
+    stamp += "reproduce.STAMP.write_text(reproduce.wanted()); "  # an environment is there already
+    subprocess.run([sys.executable, "-c", stamp + make], cwd=tmp_path, check=True)
     assert re.search(r"^FROM python:3\.1[1-9]-slim$", text, re.MULTILINE)
     assert 'ENTRYPOINT ["python3", "reproduce.py"]' in text
     definition = (ROOT / "unlocked.def").read_text()

@@ -346,3 +346,8 @@ def test_a_global_count_lets_a_slow_workers_rate_fall_too(tiny_run: Any, train_o
         worker = int(order[step])
         own = int((order[:step] == worker).sum())
         assert engine.sgd.rate(worker, own) == common.learning_rate(run, step)
+
+
+def test_batch_norm_cannot_run_batched(tiny_run: Any, train_of: Any) -> None:
+    with pytest.raises(SettingError, match=r"runtime.execution = 'batched': needs a network without BatchNorm"):
+        train_of(tiny_run({"model.name": "resnet18", "runtime.execution": "batched", "workers": 3}))

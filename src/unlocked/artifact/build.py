@@ -34,8 +34,7 @@ def context_of(item: Item, plan: Plan, results: Path) -> Context:
 def why_rates(paper: str, plan: Plan) -> str:
     """Where the learning rates of a paper's runs come from."""
     chosen = any(cell.choice for cell in plan.scale.cells.get(paper, ()))
-    seeds = ", ".join(map(str, plan.scale.head.pilot_seeds))
-    return f"chosen for each method by accuracy, seeds {seeds}" if chosen else "the scale's own, not tuned by method"
+    return "chosen for each method by accuracy, on other seeds" if chosen else "the scale's own, not tuned by method"
 
 
 def build(item: Item, plan: Plan, results: Path, figures: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import signal
@@ -24,6 +25,7 @@ from unlocked.papers.run import Run
 if TYPE_CHECKING:
     from unlocked.vision.data import Dataset
 
+PEAK = Path("/proc/self/clear_refs")  # of Linux: 5 makes the present resident memory the peak
 NO_DATA = {"name": "none", "source": "drawn from the run's seed", "checksum": "none"}
 
 
@@ -63,6 +65,7 @@ class Recorder:
         self.rows: list[dict[str, Any]] = []
         self.started, self.resumed = time.perf_counter(), 0
         self.total = run.estimate().gradients
+        forget_peak_memory(run.runtime.device)
         record.partial(folder).mkdir(parents=True, exist_ok=True)
         self._mirror = Mirror(run, folder, items)
 
@@ -109,6 +112,14 @@ class Recorder:
     def close(self, exit_code: int, final: Mapping[str, Any]) -> None:
         """End the process's part in this run; where it is not finished, a later call continues from the checkpoint."""
         self._mirror.close(exit_code, final)
+
+
+def forget_peak_memory(device: str) -> None:
+    """From here on peaks are of one run, not of all that this process has trained; resident memory's on Linux only."""
+    with contextlib.suppress(OSError):
+        PEAK.write_text("5")
+    if device.startswith("cuda"):
+        torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_memory_mb(device: str) -> float:

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from unlocked import seeding
+from unlocked.errors import SettingError
 from unlocked.gossip import clock as clocks
 from unlocked.gossip import schedule as schedules
 from unlocked.gossip import topology
@@ -36,6 +37,8 @@ BATCHED_WORKERS = 32
 
 def is_batched(run: Baseline, model: nn.Module, size: int) -> bool:
     """Whether the workers of a level run as one batched computation rather than in a loop."""
+    if run.runtime.execution == "batched" and has_batch_norm(model):
+        raise SettingError("runtime.execution", "batched", f"needs a network without BatchNorm, not {run.model.name}")
     if run.runtime.execution != "auto":
         return run.runtime.execution == "batched"
     small = run.workers >= BATCHED_WORKERS and size <= BATCHED_PARAMETERS
