@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from unlocked.gossip.schedule import Schedule
-from unlocked.items import latex, measures
+from unlocked.items import latex, measures, style
 from unlocked.items.context import Context, facts
 from unlocked.items.frames import Frames
 from unlocked.items.table import Table, mean_deviation, number, tabulate
@@ -60,6 +60,17 @@ def test_groups_leave_out_what_diverged() -> None:
     assert both.loc[0.2].tolist()[1:] == [0, 0, 1]
     rows = SOME.labelled({"two": {"rate": 2.0}, "one": {"rate": 1.0}}).summary(["row"], "y")
     assert rows[["row", "y", "y_deviation", "runs"]].to_numpy().tolist() == [["two", 3, 0, 1], ["one", 1, 0, 1]]
+
+
+def test_a_curve_leaves_out_what_diverged() -> None:
+    """And says so in its label, also where nothing is left."""
+    some = frames(
+        {"a": [4.0, 2.0], "b": [6.0, 9.0], "c": [1.0, 7.0]}, rate=[1.0, 1.0, 2.0], diverged=[False, True, True]
+    )
+    _, ax = style.new(1, 1)
+    drawn = style.draw(some, [(ax, "consensus_distance", "epoch")], ["rate"], lambda rate: {"label": f"{rate:g}"})
+    assert ax.get_legend_handles_labels()[1] == ["1 (1 of 2 diverged)", "2 (1 of 1 diverged)"]
+    assert drawn[["mean", "low", "high", "runs"]].to_numpy().tolist() == [[2, 2, 2, 1]]
 
 
 def test_curves_and_last_values() -> None:

@@ -119,14 +119,16 @@ def draw(
 ) -> pd.DataFrame:
     """In every panel a curve for each group of runs: their mean after the start, and their range as a band.
 
-    by: the settings that make a group. look: from their values to options of `Axes.plot`, the label among them. Returns
-    what is drawn, one row per point, as `Frames.curve` has it.
+    Runs that diverged are not in it; the label counts them. by: the settings that make a group. look: from their values
+    to options of `Axes.plot`, the label among them. Returns what is drawn, one row per point, as `Frames.curve` has it.
     """
     numbers = []
     for key, group in frames.runs.groupby(list(by), dropna=False, sort=False):
-        own = frames.where(frames.runs.index.isin(group.index))
+        own, style = frames.where(frames.runs.index.isin(group.index)), look(*key)
+        if lost := len(own.diverged):
+            style = style | {"label": f"{style['label']} ({lost} of {len(group)} diverged)"}
         for ax, metric, x in panels:
-            data = own.curve(metric, by, x).query("step > 0")
-            curve(ax, data[x], data, look(*key), band=band)
+            data = own.completed.curve(metric, by, x).query("step > 0")
+            curve(ax, data[x], data, style, band=band)
             numbers.append(data)
     return pd.concat(numbers)
