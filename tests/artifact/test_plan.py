@@ -69,9 +69,9 @@ def test_the_grid_by_hand(quick: Plan) -> None:
 
 
 def test_claims_have_their_runs(plans: dict[str, Plan]) -> None:
-    """Sixteen claims, each with runs of its own paper and all seeds that claims have at this scale."""
+    """Seventeen claims, each with runs of its own paper and all seeds that claims have at this scale."""
     for made in plans.values():
-        assert list(made.claims) == [f"A{k}" for k in range(1, 11)] + [f"B{k}" for k in range(1, 7)]
+        assert list(made.claims) == [f"A{k}" for k in range(1, 11)] + [f"B{k}" for k in range(1, 8)]
         for claim in made.claims.values():
             seeds = {*made.scale.head.seeds_of(claim.id)}
             assert {run.paper for run in claim.runs.values()} <= {claim.config.paper}

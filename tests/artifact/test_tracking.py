@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -171,3 +172,12 @@ def test_stop_is_a_flag_first_and_an_interrupt_second() -> None:
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGTERM)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+
+
+@pytest.mark.skipif(not os.access(tracking.PEAK, os.W_OK), reason="resident peaks can be forgotten on Linux only")
+def test_a_run_has_a_peak_of_its_own() -> None:
+    """Not that of runs that the process has trained before it."""
+    assert len(bytes(2**28)) == 2**28  # a quarter of a gigabyte, for a moment
+    before = tracking.peak_memory_mb("cpu")
+    tracking.forget_peak_memory("cpu")
+    assert tracking.peak_memory_mb("cpu") < before - 200

@@ -151,6 +151,8 @@ def interval_text(effect: float, low: float, high: float) -> str:
     """`0.61 [0.58, 0.64]`: an effect with its interval; a dash where there is none."""
     if math.isnan(effect):
         return NONE
+    # by way of six digits, which is what files keep: a tie is rounded the same before and after
+    effect, low, high = (float(f"{value:.6g}") for value in (effect, low, high))
     ends = "" if math.isnan(low) else f" [{low:.3g}, {high:.3g}]"
     return f"{effect:.3g}{ends}".replace("-", "−")
 

@@ -101,13 +101,14 @@ def gains(ax: Axes, verdicts: pd.DataFrame) -> None:
     known = verdicts.set_index(["id", "part"])
     for y, (key, label) in enumerate(GAINS.items()):
         effect, low, high = (known[name][key] for name in ("effect", "low", "high"))
-        color = style.RED if low > 0 else style.BLUE if high < 0 else style.BLACK
-        ax.errorbar(effect, y, xerr=[[effect - low], [high - effect]], fmt="o", color=color, markersize=4)
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
-        ax.text(effect, y - 0.2, label, ha="center", va="bottom", fontsize=7, bbox=box)
+        ax.errorbar(effect, y, xerr=[[effect - low], [high - effect]], fmt="o", color=style.BLACK, markersize=4)
+        ax.annotate(
+            label, (0, y - 0.2), (3 if effect > 0 else -3, 0), textcoords="offset points", fontsize=7,
+            ha="left" if effect > 0 else "right",
+        )  # fmt: skip
     ax.axvline(0, color=style.BLACK, linewidth=0.8)
     ax.set(yticks=[], ylim=(len(GAINS) - 0.5, -0.9), xlabel="A²CiD² − gossip, percentage points")
-    ax.margins(x=0.2)
+    ax.margins(x=0.35)
     ax.grid(False)
 
 

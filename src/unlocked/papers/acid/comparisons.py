@@ -145,16 +145,21 @@ MEASURES = {  # of the item on the strength: what it is called, and whether it i
 
 
 def relative(frames: Frames) -> Frames:
-    """The runs with every measure relative to the baseline at rate 1 with the same seed, workers, data and momentum."""
+    """The runs with every measure relative to the baseline at rate 1 with the same seed, workers, data and momentum.
+
+    `smaller`: whether the learning rate is below that baseline's.
+    """
     frames = frames.assign(
         distance=consensus(frames),
         loss=over_training(frames, "loss_difference"),
         accuracy=100 * frames.column("worker_test_accuracy_mean").astype(float),
     )
     runs, same = frames.runs, ["workers", "data.partition", "pairing", "optim.momentum"]
-    known = reference(runs, (runs["method"] == "baseline") & (runs["rate"] == 1), same, list(MEASURES))
+    names = [*MEASURES, "optim.lr"]
+    known = reference(runs, (runs["method"] == "baseline") & (runs["rate"] == 1), same, names)
     return frames.assign(
-        **{key: runs[key] / known[key] if ratio else runs[key] - known[key] for key, (_, ratio) in MEASURES.items()}
+        **{key: runs[key] / known[key] if ratio else runs[key] - known[key] for key, (_, ratio) in MEASURES.items()},
+        smaller=runs["optim.lr"] < known["optim.lr"],
     )
 
 
@@ -176,7 +181,9 @@ def strength(context: Context) -> Figure:
             ax.axvline(-0.5, color="0.8", linewidth=0.6)
         if ratio:
             row[0].set_yscale("log", nonpositive="mask")  # an average that is worse than the workers
-    style.shared_legend(figure, 2)
+    for marker, meaning in {"v": "at a smaller learning rate", "x": "some runs diverged"}.items():
+        axes[0, 0].plot([], [], linestyle="", marker=marker, markersize=5, color=style.RED, label=meaning)
+    style.shared_legend(figure, 3)
     return Figure(figure, pd.concat(numbers))
 
 
@@ -201,16 +208,20 @@ def draw_strengths(
     axes: Sequence[Axes], frames: Frames, strengths: list[float], n: int, momentum: float, look: dict[str, Any]
 ) -> pd.DataFrame:
     """In a column of panels, one measure each: the baseline at rate 2, then A²CiD² by strength. Returns the numbers."""
-    own = frames.select(workers=n, optim__momentum=momentum)
-    doubled = own.select(method="baseline", rate=2.0).summary(["method"], *MEASURES).assign(x=-1, strength=np.nan)
-    weaker = own.select(method="acid").summary(["method", "strength"], *MEASURES).sort_values("strength")
+    own, by = frames.select(workers=n, optim__momentum=momentum), ["method", "optim.lr", "smaller"]
+    doubled = own.select(method="baseline", rate=2.0).summary(by, *MEASURES).assign(x=-1, strength=np.nan)
+    weaker = own.select(method="acid").summary([*by, "strength"], *MEASURES).sort_values("strength")
     weaker = weaker.assign(x=weaker["strength"].map(strengths.index))
     for ax, key in zip(axes, MEASURES, strict=True):
         points(ax, weaker["x"], weaker, key, 1, **look)
         points(
             ax, doubled["x"], doubled, key, 1, color=look["color"], mfc="none" if look["linestyle"] == "--" else None
         )
-    return pd.concat([doubled, weaker]).drop(columns="x").assign(workers=n, sgd_momentum=momentum)
+        for table in (doubled, weaker):
+            smaller = table[table["smaller"]]
+            ax.plot(smaller["x"], smaller[key], linestyle="", marker="v", markersize=5, color=look["color"])
+    numbers = pd.concat([doubled, weaker]).drop(columns=["x", "smaller"])
+    return numbers.rename(columns={"optim.lr": "learning_rate"}).assign(workers=n, sgd_momentum=momentum)
 
 
 COSTS = {

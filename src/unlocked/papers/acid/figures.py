@@ -136,7 +136,7 @@ def figure_5(context: Context) -> Figure:
     right.set(xlabel=EPOCHS, ylabel=f"consensus distance {DISTANCE}", yscale="log")
     style.panel((left, right), ["training loss on the ring", f"consensus distance, n = {largest}"])
     left.legend(ncols=2, loc="upper right", columnspacing=0.8, fontsize=6)
-    right.legend(ncols=2, loc="best", fontsize=6)
+    right.legend(loc="lower left", fontsize=6)
     return Figure(figure, pd.concat(numbers))
 
 
