@@ -181,8 +181,10 @@ def test_images(tmp_path: Path) -> None:
 
 
 def test_versions_agree() -> None:
-    """The package, its citation and the newest entry of the changelog."""
+    """The package, its citation and the newest entry of the changelog; the formatters of the hooks and of the lock."""
     from unlocked import __version__
 
+    hooks = dict(re.findall(r"/(ruff|snakefmt)\S*\n +rev: v(\S+)", (ROOT / ".pre-commit-config.yaml").read_text()))
+    assert hooks == dict(re.findall(r"^(ruff|snakefmt)==(\S+)", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
     assert re.search(rf"^version: {re.escape(__version__)}$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     assert re.search(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE).group(1) == __version__

@@ -55,7 +55,10 @@ def key_numbers(sources: Sources) -> str:
     """A row per claim: the first part that decided, with its interval, and the verdict."""
     first = [claims.deciding(parts) for parts in published(sources)]
     rows = [("claim", "measured here [95 % interval]", "verdict"), ("---",) * 3]
-    rows += [(f"{p['id']}: {claims.KINDS[p['kind']]}{p['claim']}", f"{p['statistic']}: {p['interval']}", p["claim_verdict"]) for p in first]
+    rows += [
+        (f"{p['id']}: {claims.KINDS[p['kind']]}{p['claim']}", f"{p['statistic']}: {p['interval']}", p["claim_verdict"])
+        for p in first
+    ]
     return "\n".join(f"|{'|'.join(row)}|" for row in rows)
 
 

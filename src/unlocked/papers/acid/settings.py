@@ -95,7 +95,7 @@ class Evaluation(NetworkEvaluation):
     workers: str = setting("final", "when every worker is tested, too", names=("final", "always", "never"))
     worker_images: int | None = setting(
         None,
-        "test images on which a single worker is tested, others for each; null: all",
+        "test images on which a single worker is tested, another draw for each; null: all",
         least=1,
         most=MOST,
         later=True,
