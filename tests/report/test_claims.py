@@ -511,10 +511,10 @@ def test_the_command_prints_table_and_json(capsys: pytest.CaptureFixture[str], t
     arguments = ["claims", "--results", str(tmp_path)]
     assert cli.main(arguments) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sum(not line.startswith(" ") for line in lines) == 16
+    assert sum(not line.startswith(" ") for line in lines) == 17
     assert "A6  supported: " in "\n".join(lines)
     assert cli.main([*arguments, "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)
-    assert len(rows) == len(lines) - 16
+    assert len(rows) == len(lines) - 17
     assert all(tuple(row) == claims.COLUMNS for row in rows)
     assert {row["effect"] for row in rows if row["verdict"] == NOT_RUN} == {None}
