@@ -166,7 +166,12 @@ def test_averagings_conserve_the_sum(monkeypatch: pytest.MonkeyPatch, far: bool)
         monkeypatch.setattr(Memory, "opened", lambda *_: None)
     with together(topology.build("complete", 4), rate=8.0) as workers:
         before = total(workers)
-        drive_all(workers, 60)
+        for _ in range(10):  # on a busy machine gossip falls behind
+            drive_all(workers, 60)
+            if min(worker.asked.total() for worker in workers) >= 20:
+                break
+            for worker in workers:
+                worker.resume()
         torch.testing.assert_close(total(workers), before, rtol=0, atol=1e-12)
         assert max(float((w.vectors.x - workers[0].vectors.x).abs().max()) for w in workers) < 0.1
         for one in workers:
@@ -205,7 +210,7 @@ def test_a_peer_that_is_gone_or_silent_is_not_asked_again(monkeypatch: pytest.Mo
 
 
 def test_neighbours_out_of_reach_are_missed() -> None:
-    """By their numbers, and no others; at once when the gossip ends."""
+    """By their numbers, and no others; by nobody when the gossip has ended."""
     vectors = Vectors(torch.zeros(3), Constants.baseline(), "exact")
     alone = Averaging(vectors, topology.build("ring", 5), 1, rate=1.0, seed=0, key=b"key", timeout=0.2)
     alone.connect("127.0.0.1")
@@ -215,6 +220,7 @@ def test_neighbours_out_of_reach_are_missed() -> None:
     alone.meet(dict.fromkeys(range(5), ("127.0.0.1", port)))
     assert alone.missing({0, 2, 3}) == [0, 2]
     alone.close()
+    assert alone.missing({0, 2, 3}) == []
 
 
 def test_who_does_not_know_the_key_is_no_peer() -> None:

@@ -20,6 +20,7 @@ SYMBOLS = {
     "ζ": r"$\zeta$", "∇": r"$\nabla$", "x̃": r"$\tilde{x}$", "½": r"$\frac{1}{2}$", "¼": r"$\frac{1}{4}$",
     "µ": r"$\mu$", "λ": r"$\lambda$", "η": r"$\eta$", "α̃": r"$\tilde{\alpha}$",
     "α": r"$\alpha$", "ᵀ": r"$^{\top}$", "‖": r"$\|$", "→": r"$\to$", "~": r"$\sim$",
+    "†": r"$\dagger$",
 }  # fmt: skip
 
 

@@ -216,7 +216,7 @@ class AsyncGossip:
         """`SettingError` if the optimiser would move other memory than gossip's: after `model.to(...)`, for example."""
         where = self._vectors.read.data_ptr()
         for p in self._parameters:
-            if p.data_ptr() != where:
+            if p.numel() and p.data_ptr() != where:
                 right = "must stay where AsyncGossip put them: move or replace a model before, not afterwards"
                 raise SettingError("model", "its parameters", right)
             where += p.numel() * p.element_size()

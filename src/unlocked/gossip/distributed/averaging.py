@@ -116,11 +116,11 @@ class Averaging:
                     self._welcome(socket.create_connection(places[peer], timeout=self.timeout), server=False)
 
     def missing(self, peers: set[int]) -> list[int]:
-        """The neighbours among `peers` that are still not there when the timeout is over; none as soon as all are."""
+        """The neighbours among `peers` that are still not there when the timeout is over; none when the gossip ends."""
         wanted = peers & self._weights.keys()
         with self.changed:
             self.changed.wait_for(lambda: self._ended or wanted <= self._links.keys(), self.timeout)
-            return sorted(wanted - self._links.keys())
+            return [] if self._ended else sorted(wanted - self._links.keys())
 
     def _welcome(self, sock: socket.socket, server: bool) -> None:
         """Tell each other who and where one is, then stay in touch; strangers are turned away."""
