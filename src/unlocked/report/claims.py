@@ -164,6 +164,11 @@ def by_claim(rows: pd.DataFrame) -> list[list[dict[str, Any]]]:
     return [own.to_dict("records") for _, own in printed.groupby("id", sort=False)]
 
 
+def statement(part: dict[str, Any]) -> str:
+    """A claim's sentence, behind whose it is if not the paper's."""
+    return str(KINDS[part["kind"]] + part["claim"])
+
+
 def deciding(parts: list[dict[str, Any]]) -> dict[str, Any]:
     """Of a claim's parts the first that has its verdict."""
     return next((part for part in parts if part["verdict"] == part["claim_verdict"]), parts[0])
@@ -175,7 +180,7 @@ def as_table(rows: pd.DataFrame) -> Table:
     notes = []
     for parts in by_claim(rows):
         claim = parts[0]
-        cells.append((claim["id"], KINDS[claim["kind"]] + claim["claim"], "", "", "", claim["claim_verdict"]))
+        cells.append((claim["id"], statement(claim), "", "", "", claim["claim_verdict"]))
         cells += [("", f"· {p['statistic']}", p["interval"], str(p["n"]), p["claimed"], p["verdict"]) for p in parts]
         reasons = "; ".join(f"{part['part']}: {part['reason']}" for part in parts if part["reason"])
         because = f" Note on {reasons}." if reasons else ""
@@ -188,7 +193,7 @@ def as_text(rows: pd.DataFrame) -> str:
     """The rows of `table` for a terminal: a claim and its verdict, and a line per part."""
     lines = []
     for parts in by_claim(rows):
-        lines.append("{id}  {claim_verdict}: {kind}{claim}".format(**parts[0] | {"kind": KINDS[parts[0]["kind"]]}))
+        lines.append(f"{parts[0]['id']}  {parts[0]['claim_verdict']}: {statement(parts[0])}")
         for part in parts:
             text = "      {verdict}: {statistic}: {interval}, n = {n}, claimed {claimed}".format(**part)
             lines.append(text + f" ({part['reason']})" * bool(part["reason"]))

@@ -56,8 +56,7 @@ def key_numbers(sources: Sources) -> str:
     first = [claims.deciding(parts) for parts in published(sources)]
     rows = [("claim", "measured here [95 % interval]", "verdict"), ("---",) * 3]
     rows += [
-        (f"{p['id']}: {claims.KINDS[p['kind']]}{p['claim']}", f"{p['statistic']}: {p['interval']}", p["claim_verdict"])
-        for p in first
+        (f"{p['id']}: {claims.statement(p)}", f"{p['statistic']}: {p['interval']}", p["claim_verdict"]) for p in first
     ]
     return "\n".join(f"|{'|'.join(row)}|" for row in rows)
 

@@ -114,7 +114,13 @@ def verdict_rows(scales: Mapping[str, Sources]) -> list[dict[str, Any]]:
         by_scale = {scale: own[name] for scale, own in judged.items() if name in own}
         first = next(iter(by_scale.values()))[0]
         decided = {scale: claims.deciding(parts) for scale, parts in by_scale.items()}
-        row = {"id": name, "claim": first["claim"], "paper": first["paper"], "scales": by_scale, "decided": decided}
+        row = {
+            "id": name,
+            "claim": claims.statement(first),
+            "paper": first["paper"],
+            "scales": by_scale,
+            "decided": decided,
+        }
         rows.append(row)
     return rows
 
