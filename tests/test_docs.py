@@ -161,13 +161,15 @@ def test_the_notebook(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_images(tmp_path: Path) -> None:
-    """Docker and Apptainer run the README's command: what they copy is there and enough to make the environment from,
-    and their Python is new enough."""
+    """Docker and Apptainer run the README's command: what the environment is made from has been copied before, the line
+    that makes it runs there, and their Python is new enough."""
     text = (ROOT / "Dockerfile").read_text()
     for line in re.findall(r"^COPY (.*) \S+$", text.split("RUN python3")[0], re.MULTILINE):
         for name in line.split():
             copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
             copy(ROOT / name, tmp_path / name)
+    for name in ("requirements.lock", "pyproject.toml", "README.md", "src/unlocked/__init__.py"):
+        assert (tmp_path / name).is_file()
     (make,) = re.findall(r'^RUN python3 -c "(.*)"$', text, re.MULTILINE)
     assert f'python3 -c "{make}"' in (ROOT / "unlocked.def").read_text()
     stamp = "import reproduce; reproduce.VENV.mkdir(); reproduce.PYTHON = reproduce.ROOT / 'reproduce.py'; "

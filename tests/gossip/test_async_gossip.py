@@ -200,7 +200,8 @@ def test_who_reads_nothing_keeps_nobody_waiting() -> None:
             word, which, count, mean = channel.receive()
             assert (word, which, count) == ("mean", number, workers)
             assert np.array_equal(mean, array)
-            channel.send("share", 8, array, 0.5)
+            channel.send("share", 8, array, 20.0)
+        channels[2].hang_up()  # so that the next one is of two
     for channel in channels:
         channel.hang_up()
 

@@ -19,7 +19,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from unlocked.errors import SettingError
+from unlocked.errors import MachineError, SettingError
 from unlocked.gossip import topology
 from unlocked.gossip.distributed import rendezvous, vectors, wire
 from unlocked.gossip.distributed.averaging import Averaging
@@ -127,7 +127,7 @@ def together(graph: nx.Graph, rate: float = 2.0, length: int = 50) -> Iterator[l
             worker.meet(places)
             worker.vectors.begin(0.001, 0.0)
             worker.resume()
-        assert not any(worker.missing({*places}) for worker in workers)
+        assert not any(worker.missing({*places}, 5.0) for worker in workers)
         yield workers
     finally:
         for worker in workers:
@@ -218,9 +218,9 @@ def test_neighbours_out_of_reach_are_missed() -> None:
     port = nobody.getsockname()[1]
     nobody.close()
     alone.meet(dict.fromkeys(range(5), ("127.0.0.1", port)))
-    assert alone.missing({0, 2, 3}) == [0, 2]
+    assert alone.missing({0, 2, 3}, 0.2) == [0, 2]
     alone.close()
-    assert alone.missing({0, 2, 3}) == []
+    assert alone.missing({0, 2, 3}, 0.2) == []
 
 
 def test_who_does_not_know_the_key_is_no_peer() -> None:
@@ -296,13 +296,13 @@ def test_strangers_are_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rendezvous, "rendezvous", lambda: store)
     monkeypatch.setenv(wire.KEY, "secret")
     reception = rendezvous.Reception(2, "lo")
-    host, port = rendezvous.coordinator()
+    host, port = store.get(rendezvous.ADDRESS).decode().split()
     assert host == "127.0.0.1"
 
     def come() -> None:
         with pytest.raises((Stranger, OSError)):
-            rendezvous.connect(host, port, b"wrong", 1)
-        channels.append(rendezvous.connect(host, port, wire.shared_key(), 1))
+            rendezvous.connect(host, int(port), b"wrong", 1)
+        channels.append(rendezvous.find(wire.shared_key(), 1)[2])
 
     channels: list[Channel] = []
     guest = threading.Thread(target=come)
@@ -328,11 +328,9 @@ def test_a_rank_that_a_run_does_without_takes_part_in_the_next(monkeypatch: pyte
 
     def come(rank: int) -> None:
         for _ in range(2):
-            words[rank].append(
-                launch.take_part(rendezvous.connect(*rendezvous.coordinator(), wire.shared_key(), rank), find)
-            )
+            words[rank].append(launch.take_part(rendezvous.find(wire.shared_key(), rank)[2], run_of))
 
-    def find(_: str) -> Any:
+    def run_of(_: str) -> Any:
         raise AssertionError("there is no run")
 
     guests = [threading.Thread(target=come, args=(rank,)) for rank in words]
@@ -348,6 +346,27 @@ def test_a_rank_that_a_run_does_without_takes_part_in_the_next(monkeypatch: pyte
     for guest in guests:
         guest.join(20)
     assert words == {1: [True, False], 2: [True, False]}
+    reception.close()
+
+
+def test_an_address_that_a_restart_has_left_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Until rank 0 has written its own; in vain, it is named."""
+    store = torch.distributed.HashStore()
+    monkeypatch.setattr(rendezvous, "rendezvous", lambda: store)
+    monkeypatch.setenv(wire.KEY, "secret")
+    with socket.create_server(("127.0.0.1", 0)) as nobody:
+        stale = nobody.getsockname()[1]
+    store.set(rendezvous.ADDRESS, f"127.0.0.1 {stale}")
+    with pytest.raises(MachineError, match=f"rank 1 finds nobody at 127.0.0.1:{stale}"):
+        rendezvous.find(wire.shared_key(), 1, seconds=0.2)
+    found: list[Channel] = []
+    guest = threading.Thread(target=lambda: found.append(rendezvous.find(wire.shared_key(), 1)[2]))
+    guest.start()
+    reception = rendezvous.Reception(2, "lo")
+    ((rank, channel),) = reception.arrivals(seconds=20)
+    guest.join(20)
+    channel.send("welcome")
+    assert (rank, found[0].receive()) == (1, ["welcome"])
     reception.close()
 
 

@@ -183,7 +183,7 @@ class AsyncGossip:
         self._listener = start_thread(self._listen)
         places = dict(enumerate(self._gathered((here, self._averaging.connect(here)))))
         self._averaging.meet(places)
-        if missing := self._averaging.missing({*places}):
+        if missing := self._averaging.missing({*places}, self.timeout):
             LOG.warning("rank %d starts without its neighbours %s: they did not come in time", self.rank, missing)
         dist.barrier(self._group)
 
@@ -244,13 +244,14 @@ class AsyncGossip:
         (the constructor's), and returns how many took part: 1, with a warning, without the service. Until its next
         `step` nobody averages with this worker.
         """
-        seconds, self._mean, self._stepped = self.timeout if timeout is None else timeout, None, None
+        seconds, self._stepped = self.timeout if timeout is None else timeout, None
+        with self._changed:  # from here on a mean that comes too late for the call before is of no use
+            self._mean, self._shared = None, self._shared + 1
         held = self._averaging.hold() and not self._averaging.down
         self._vectors.start_gradient()  # the model has the current x
         tensors = [self._vectors.x, *self._buffers]
         if held:
             wide = torch.float64 if any(t.dtype == torch.float64 for t in tensors) else torch.float32
-            self._shared += 1
             self._say("share", self._shared, torch.cat([t.to("cpu", wide).flatten() for t in tensors]).numpy(), seconds)
             self._wait(lambda: self._mean is not None, seconds + self.timeout)
         if self._mean is None:
@@ -341,7 +342,7 @@ class AsyncGossip:
         """What the service says."""
         with self._changed:
             if word == "mean":
-                if values[0] == self._shared:  # none that came too late for the call before
+                if values[0] == self._shared:
                     self._mean = values[1], values[2]
             elif word == "unit":
                 self._vectors.unit = values[0]

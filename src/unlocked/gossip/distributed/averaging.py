@@ -11,7 +11,7 @@ all averagings of a worker have an order and could have happened one after the o
 circle of workers waits, one that waits for a lower rank is `BUSY` for lower ranks, which ask again a moment later.
 
 Between two workers there are five words of one byte, each with the number of a pair of vectors: `ASK`, `DONE`, `BUSY`,
-`NO` of one that takes no part at present (ask again after the next gradient), and, where vectors have to travel, `GO`
+`NO` of one that takes no part at present (ask somebody at the next gradient), and, where vectors have to travel, `GO`
 before the first is sent.
 """
 
@@ -115,11 +115,11 @@ class Averaging:
                 with contextlib.suppress(*GONE):
                     self._welcome(socket.create_connection(places[peer], timeout=self.timeout), server=False)
 
-    def missing(self, peers: set[int]) -> list[int]:
-        """The neighbours among `peers` that are still not there when the timeout is over; none when the gossip ends."""
+    def missing(self, peers: set[int], seconds: float) -> list[int]:
+        """The neighbours among `peers` that are still not there when the time is over; none when the gossip ends."""
         wanted = peers & self._weights.keys()
         with self.changed:
-            self.changed.wait_for(lambda: self._ended or wanted <= self._links.keys(), self.timeout)
+            self.changed.wait_for(lambda: self._ended or wanted <= self._links.keys(), seconds)
             return [] if self._ended else sorted(wanted - self._links.keys())
 
     def _welcome(self, sock: socket.socket, server: bool) -> None:
@@ -357,13 +357,18 @@ class Averaging:
             self._next()
             self.changed.notify_all()
 
-    def _busy(self, link: Link, pair: int) -> None:
-        self._no(link, pair)
-        link.busy = True
-
-    def _no(self, link: Link, _pair: int) -> None:
-        """Asked in vain: later once more."""
+    def _busy(self, link: Link, _pair: int) -> None:
+        """Asked in vain: in a moment once more."""
         with self.changed:
+            link.busy = True
             if self._asked_of(link):
                 self._waiting = None
+                self.changed.notify_all()
+
+    def _no(self, link: Link, _pair: int) -> None:
+        """Asked in vain: later somebody else. It may take long, so that debts beyond the backlog are void."""
+        with self.changed:
+            if self._asked_of(link):
+                self._waiting, self._partner = None, -1
+                self.owed = min(self.owed, int(self._most_owed))
                 self.changed.notify_all()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import os
 import socket
 import struct
 import sys
@@ -19,14 +18,13 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
-from unlocked.errors import SettingError
+from unlocked.errors import MachineError, SettingError
 from unlocked.gossip.distributed.wire import GONE, Channel, introduced, shared_key
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 START_SECONDS = 300.0  # until every process must have come: imports from a network file system take their time
 ADDRESS_OF_INTERFACE = 0xC0206921 if sys.platform == "darwin" else 0x8915  # SIOCGIFADDR
-# torchrun restarts all ranks beside the same store, in which the address of the ranks before still stands
-ADDRESS = f"unlocked/coordinator/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}"
+ADDRESS = "unlocked/coordinator"
 
 
 def interface_name(interface: str) -> str:
@@ -81,7 +79,7 @@ class Reception:
 
         wanted: of these alone; a rank that comes and is not among them waits for the next call.
         """
-        wanted = range(self.size) if wanted is None else {*wanted}
+        expected = {*range(self.size)} if wanted is None else {*wanted}
         while self._spare:
             farewell(self._spare.pop(), "spared")
         missing, deadline = self.size - 1, time.monotonic() + seconds
@@ -92,7 +90,8 @@ class Reception:
             except (*GONE, ValueError):
                 continue
             missing, self.met = missing - 1, True
-            if rank in wanted:
+            if rank in expected:
+                expected.remove(rank)
                 yield rank, channel
             else:
                 self._spare.append(channel)
@@ -109,10 +108,20 @@ def farewell(channel: Channel, *message: str) -> None:
     channel.close()
 
 
-def coordinator() -> tuple[str, int]:
-    """Host and port of rank 0's reception, for the other ranks; blocks until rank 0 is there."""
-    host, port = rendezvous().get(ADDRESS).decode().split()
-    return host, int(port)
+def find(key: bytes, rank: int, seconds: float = START_SECONDS) -> tuple[str, int, Channel]:
+    """Host and port of rank 0's reception, and a channel from this rank to it; `MachineError` if nobody answers there.
+
+    torchrun may have restarted all ranks beside a store in which the address of the last rank 0 still stands.
+    """
+    store, deadline = rendezvous(), time.monotonic() + seconds
+    while True:
+        host, port = store.get(ADDRESS).decode().split()
+        try:
+            return host, int(port), connect(host, int(port), key, rank)
+        except ConnectionRefusedError:
+            if time.monotonic() > deadline:
+                raise MachineError(f"rank {rank} finds nobody at {host}:{port}, where rank 0 should be") from None
+            time.sleep(0.1)
 
 
 def connect(host: str, port: int, key: bytes, rank: int) -> Channel:

@@ -19,7 +19,7 @@ from unlocked.items.context import Context
 from unlocked.items.frames import Frames
 from unlocked.items.measures import consensus, over_training, settled
 from unlocked.items.output import Figure
-from unlocked.papers.acid.methods import PARTITION_NAMES, reference, shades
+from unlocked.papers.acid.methods import PARTITION_NAMES, below, reference, shades
 from unlocked.vision.networks import NETWORKS
 
 POINTS = 16  # of accuracy that are shown against the learning rate
@@ -89,10 +89,11 @@ def near_the_best(row: Sequence[Axes]) -> None:
 
 
 def against_the_rate(panels: Mapping[str, Axes], frames: Frames, methods: Methods, **labels: Any) -> pd.DataFrame:
-    """Draw every method against the learning rate, a column in each panel; the numbers, with `labels` and method."""
-    numbers = []
+    """Draw every method against the learning rate, a column in each panel; the numbers, with `labels` and method, and
+    with the consensus distance, which is not drawn."""
+    numbers, frames = [], frames.assign(distance=consensus(frames))
     for label, (case, look) in methods.items():
-        table = frames.select(**case).summary(["optim.lr"], *panels).sort_values("optim.lr")
+        table = frames.select(**case).summary(["optim.lr"], *panels, "distance").sort_values("optim.lr")
         for key, ax in panels.items():
             points(ax, table["optim.lr"], table, key, 100, label=label, **look)
         numbers.append(table.assign(**labels, row=label))
@@ -155,11 +156,11 @@ def relative(frames: Frames) -> Frames:
         accuracy=100 * frames.column("worker_test_accuracy_mean").astype(float),
     )
     runs, same = frames.runs, ["workers", "data.partition", "pairing", "optim.momentum"]
-    names = [*MEASURES, "optim.lr"]
-    known = reference(runs, (runs["method"] == "baseline") & (runs["rate"] == 1), same, names)
+    usual = (runs["method"] == "baseline") & (runs["rate"] == 1)
+    known = reference(runs, usual, same, list(MEASURES))
     return frames.assign(
         **{key: runs[key] / known[key] if ratio else runs[key] - known[key] for key, (_, ratio) in MEASURES.items()},
-        smaller=runs["optim.lr"] < known["optim.lr"],
+        smaller=below(runs, usual, same),
     )
 
 

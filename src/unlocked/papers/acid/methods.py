@@ -62,6 +62,12 @@ def reference(runs: pd.DataFrame, chosen: pd.Series, same: Sequence[str], names:
     return runs[keys].join(known, on=keys)[[*names]]
 
 
+def below(runs: pd.DataFrame, chosen: pd.Series, same: Sequence[str]) -> pd.Series:
+    """Whether a run's learning rate is below that of those `chosen` with the same values of `same`, diverged or not."""
+    rates = runs[chosen].groupby(list(same))["optim.lr"].min().rename("known")
+    return runs["optim.lr"] < runs[list(same)].join(rates, on=list(same))["known"]
+
+
 # rows of the tables of accuracy, by label
 GRAPH_ROWS = {
     f"{NAMES[method]}, {GRAPHS[graph].title}" if graph else NAMES[method]: {"method": method, "graph": graph}

@@ -22,7 +22,7 @@ from unlocked.items.frames import Frames
 from unlocked.items.measures import consensus, exponent
 from unlocked.items.table import NONE, Format, Row, Table, mean_deviation, number, tabulate
 from unlocked.papers.acid.comparisons import compared
-from unlocked.papers.acid.methods import GRAPH_ROWS, NAMES, PARTITION_NAMES, RATE_ROWS, constants, reference
+from unlocked.papers.acid.methods import GRAPH_ROWS, NAMES, PARTITION_NAMES, RATE_ROWS, below, constants, reference
 from unlocked.vision.networks import NETWORKS
 
 OVER_SEEDS = "Mean ± standard deviation over seeds"
@@ -222,16 +222,16 @@ MOMENTUM_ROWS: Cases = {
 
 
 def with_ratio(frames: Frames, rows: Cases, row: str, *same: str) -> Frames:
-    """The runs of `rows`; `ratio`: consensus distance over that in a `row` with the same seed; `smaller`: the learning
-    rate is below that row's."""
+    """The runs of `rows`; `ratio`: consensus distance over that in a `row` with the same seed."""
     frames = frames.labelled(rows)
-    runs = frames.runs.assign(distance=consensus(frames), lr=frames.column("optim.lr").astype(float))
-    known = reference(runs, runs["row"] == row, same, ["distance", "lr"])
-    return frames.assign(ratio=runs["distance"] / known["distance"], smaller=runs["lr"] < known["lr"])
+    runs = frames.runs.assign(distance=consensus(frames))
+    return frames.assign(ratio=runs["distance"] / reference(runs, runs["row"] == row, same, ["distance"])["distance"])
 
 
 def conditions(context: Context) -> Table:
-    frames = with_ratio(context.frames, MOMENTUM_ROWS, "rate 1", "optim.momentum", "data.partition")
+    same = ["optim.momentum", "data.partition"]
+    frames = with_ratio(context.frames, MOMENTUM_ROWS, "rate 1", *same)
+    frames = frames.assign(smaller=below(frames.runs, frames.runs["row"] == "rate 1", same))
     renamed = {
         "optim.momentum": "sgd_momentum",
         "optim.lr": "learning_rate",
@@ -239,7 +239,7 @@ def conditions(context: Context) -> Table:
         "ratio_deviation": "deviation",
     }
     columns = {"ratio": "ratio", "workers": "worker_test_accuracy_mean", "average": "test_accuracy"}
-    shown = frames.summary(["optim.momentum", "data.partition", "row", "optim.lr", "smaller"], **columns)
+    shown = frames.summary([*same, "row", "optim.lr", "smaller"], **columns)
     names = shown["data.partition"]
     shown = shown.assign(data=names.map(PARTITION_NAMES), order=names.map(list(PARTITION_NAMES).index))
     shown = shown.sort_values(["optim.momentum", "order"], ascending=[False, True], kind="stable")
@@ -251,7 +251,7 @@ def conditions(context: Context) -> Table:
         "Distance: consensus distance, mean over the training, relative to the baseline at one communication "
         "per gradient with the same seed; below 1 is better. †: at a smaller learning rate than that baseline's, which "
         f"alone makes the distance smaller. {OVER_SEEDS}.",
-        context.learning_rates(frames, "optim.momentum", "data.partition", "row"),
+        context.learning_rates(frames, *same, "row"),
     )
     numbers = shown[shown["row"] != "rate 1"].rename(columns=renamed)
     numbers = numbers[

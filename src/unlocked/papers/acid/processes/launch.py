@@ -96,10 +96,11 @@ def lines(numbers: Iterable[int], run: ProcessRun, data: Dataset) -> Iterator[Li
 def follow(where: Place, find: Find) -> None:
     """What every rank but 0 does: take part in the coordinator's runs until there is none any more."""
     ignore_stops()
-    own, (host, port) = shared_key(), rendezvous.coordinator()
+    own = shared_key()
+    host, port, channel = rendezvous.find(own, where.rank)
     try:
-        while take_part(rendezvous.connect(host, port, own, where.rank), find):
-            pass
+        while take_part(channel, find):
+            channel = rendezvous.connect(host, port, own, where.rank)
     except GONE as error:
         raise MachineError(
             f"rank {where.rank} lost the coordinator at {host} ({error or 'it has ended'}); across machines, "

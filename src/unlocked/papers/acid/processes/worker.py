@@ -270,16 +270,22 @@ class Worker:
         start_thread(self._find, {worker: (host, port) for worker, host, port in places})
 
     def _find(self, places: dict[int, tuple[str, int]]) -> None:
-        """Connect to the neighbours, in a thread of its own: out of reach they take their time to be missed."""
+        """Connect to the neighbours, in a thread of its own; gradients begin when all are there.
+
+        One that hangs is missed after the coordinator has given it up.
+        """
         try:
             self.averaging.meet(places)
+            missing = self.averaging.missing({*places}, 2 * self.averaging.timeout)
+            self.channel.send("met", missing)
             self.averaging.resume()
-        finally:
-            with self.changed:
-                self.introduced = True
-                self.changed.notify_all()
-        with contextlib.suppress(*GONE):
-            self.channel.send("met", self.averaging.missing({*places}))
+        except GONE:
+            return  # the listener knows more
+        except Exception as error:
+            self._give_up(error)
+        with self.changed:
+            self.introduced = True
+            self.changed.notify_all()
 
     def _granted(self, until: int, unit: float) -> None:
         with self.changed:
