@@ -110,7 +110,7 @@ def gains(ax: Axes, verdicts: pd.DataFrame) -> None:
         )  # fmt: skip
     ax.axvline(0, color=style.BLACK, linewidth=0.8)
     ax.set(yticks=[], ylim=(len(GAINS) - 0.5, -0.9), xlabel="A²CiD² − gossip, percentage points")
-    ax.margins(x=0.35)
+    ax.margins(x=0.45)
     ax.grid(False)
 
 
