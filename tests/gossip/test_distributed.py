@@ -302,6 +302,8 @@ def test_strangers_are_not_let_in(monkeypatch: pytest.MonkeyPatch) -> None:
     def come() -> None:
         with pytest.raises((Stranger, OSError)):
             rendezvous.connect(host, int(port), b"wrong", 1)
+        with pytest.raises(MachineError, match=f"rank 1 lost the coordinator at {host}"):
+            rendezvous.find(b"wrong", 1)
         channels.append(rendezvous.find(wire.shared_key(), 1)[2])
 
     channels: list[Channel] = []

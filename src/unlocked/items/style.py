@@ -127,8 +127,9 @@ def draw(
         own, style = frames.where(frames.runs.index.isin(group.index)), look(*key)
         if lost := len(own.diverged):
             style = style | {"label": f"{style['label']} ({lost} of {len(group)} diverged)"}
+        kept = own.completed
         for ax, metric, x in panels:
-            data = own.completed.curve(metric, by, x).query("step > 0")
+            data = kept.curve(metric, by, x).query("step > 0")
             curve(ax, data[x], data, style, band=band)
             numbers.append(data)
     return pd.concat(numbers)

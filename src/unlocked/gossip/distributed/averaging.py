@@ -359,16 +359,20 @@ class Averaging:
 
     def _busy(self, link: Link, _pair: int) -> None:
         """Asked in vain: in a moment once more."""
-        with self.changed:
-            link.busy = True
-            if self._asked_of(link):
-                self._waiting = None
-                self.changed.notify_all()
+        self._refused(link)
+        link.busy = True
 
     def _no(self, link: Link, _pair: int) -> None:
         """Asked in vain: later somebody else. It may take long, so that debts beyond the backlog are void."""
         with self.changed:
-            if self._asked_of(link):
-                self._waiting, self._partner = None, -1
+            if self._refused(link):
+                self._partner = -1
                 self.owed = min(self.owed, int(self._most_owed))
+
+    def _refused(self, link: Link) -> bool:
+        """Wait no more for this neighbour's answer; whether this worker did."""
+        with self.changed:
+            if asked := self._asked_of(link) is not None:
+                self._waiting = None
                 self.changed.notify_all()
+            return asked

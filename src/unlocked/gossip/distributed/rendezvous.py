@@ -19,7 +19,7 @@ from datetime import timedelta
 import torch.distributed as dist
 
 from unlocked.errors import MachineError, SettingError
-from unlocked.gossip.distributed.wire import GONE, Channel, introduced, shared_key
+from unlocked.gossip.distributed.wire import GONE, KEY, Channel, introduced, shared_key
 
 LOOPBACK = "lo0" if sys.platform == "darwin" else "lo"
 START_SECONDS = 300.0  # until every process must have come: imports from a network file system take their time
@@ -118,10 +118,20 @@ def find(key: bytes, rank: int, seconds: float = START_SECONDS) -> tuple[str, in
         host, port = store.get(ADDRESS).decode().split()
         try:
             return host, int(port), connect(host, int(port), key, rank)
-        except ConnectionRefusedError:
+        except GONE as error:
+            if not isinstance(error, ConnectionRefusedError):
+                raise lost(rank, host, error) from None
             if time.monotonic() > deadline:
                 raise MachineError(f"rank {rank} finds nobody at {host}:{port}, where rank 0 should be") from None
             time.sleep(0.1)
+
+
+def lost(rank: int, host: str, error: BaseException) -> MachineError:
+    """Why a rank has no connection to rank 0."""
+    return MachineError(
+        f"rank {rank} lost the coordinator at {host} ({error or 'it has ended'}); across machines, "
+        f"runtime.interface must name the network interface that connects them, and all must have one {KEY} or home"
+    )
 
 
 def connect(host: str, port: int, key: bytes, rank: int) -> Channel:

@@ -22,7 +22,7 @@ import torch
 from unlocked.errors import MachineError
 from unlocked.gossip.distributed import rendezvous
 from unlocked.gossip.distributed.rendezvous import START_SECONDS, Reception, farewell
-from unlocked.gossip.distributed.wire import GONE, KEY, Channel, shared_key
+from unlocked.gossip.distributed.wire import GONE, Channel, shared_key
 from unlocked.papers.acid.processes.state import State
 from unlocked.papers.acid.processes.synchronous import Synchronous
 from unlocked.papers.acid.processes.worker import Worker
@@ -102,10 +102,7 @@ def follow(where: Place, find: Find) -> None:
         while take_part(channel, find):
             channel = rendezvous.connect(host, port, own, where.rank)
     except GONE as error:
-        raise MachineError(
-            f"rank {where.rank} lost the coordinator at {host} ({error or 'it has ended'}); across machines, "
-            f"runtime.interface must name the network interface that connects them, and all must have one {KEY} or home"
-        ) from None
+        raise rendezvous.lost(where.rank, host, error) from None
 
 
 @contextlib.contextmanager
